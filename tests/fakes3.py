@@ -1,19 +1,20 @@
-"""An S3 in memory, over real HTTP on 127.0.0.1, that can be made to fail in every way S3 can.
+"""An S3 in memory, over real HTTP on 127.0.0.1, that fails on demand in every way S3 can.
 
 In a test:
 
     with FakeS3("events", "target") as s3:
-        s3.put("events", "later/…", b"body", content_type="text/plain", x_amz_tagging="a=1")
+        s3.put("events", name, b"body", content_type="text/plain", x_amz_tagging="a=1")
         s3.fault = on("CopyObject", Reset(after=True))  # the first copy happens, its answer is lost
-        run(s3.client())
+        run_due(Scheduler("events", "later", s3.client(retries={"total_max_attempts": 3})))
         assert s3.count()["CopyObject"] == 2
         assert [change.action for change in s3.history] == ["put", "copy", "copy", "delete"]
 
-In a benchmark, as a process of its own: `with spawn(latency=0.03, waiting=1_000_000) as s3: …`,
-or `python fakes3.py --latency 0.03 --waiting 1000000`, which prints its URL and serves.
+For a benchmark, in a process of its own: `with spawn(latency=0.03, waiting=1_000_000) as s3`, or
+`python fakes3.py --latency 0.03 --waiting 1000000`, which prints its URL and serves.
 
-Status and error codes are AWS's, as documented. Keys are kept in the order of their UTF-8 bytes,
-which is Python's own order of `str`. Signatures are not checked.
+It answers as AWS documents it, and is nowhere kinder (`test_conformance.py` holds it against a real
+server). Keys are sorted as `str`, which is the order of their UTF-8 bytes. Signatures are not
+checked.
 """
 
 from __future__ import annotations
@@ -44,26 +45,23 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote_plus, unquote, unquote_plus
-from urllib.request import Request as UrlRequest
-from urllib.request import urlopen
-from xml.etree import ElementTree
+from urllib.request import ProxyHandler, build_opener
+from xml.etree import ElementTree as ET
 
 from sortedcontainers import SortedDict  # type: ignore[import-untyped]
 
-GIB = 1024**3
-MIB = 1024**2
-OWNER = "111122223333"
+Location = tuple[str, str]  # bucket and key
 
 # --- What tests see -------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Obj:
-    """A stored object. It is never changed, only replaced."""
+    """A stored object. It is never changed, only replaced: many names may share one."""
 
     content: bytes
     etag: str  # in quotes
-    headers: dict[str, str]  # content-type and the like, names in lower case
+    headers: dict[str, str]  # content-type and the like; all names are in lower case
     metadata: dict[str, str]  # without x-amz-meta-
     tags: dict[str, str]
     modified: int  # seconds since 1970
@@ -71,18 +69,20 @@ class Obj:
 
 @dataclass(slots=True)
 class Request:
+    """A request as it was read."""
+
+    method: str
     operation: str  # as boto3 spells it, such as "CopyObject"
     bucket: str
     key: str
-    source: tuple[str, str] | None  # of copies: bucket and key
+    source: Location | None  # of copies
     keys: list[str]  # of a DeleteObjects
     headers: dict[str, str]  # names in lower case
     query: dict[str, str]
     body: bytes
+    xml: ET.Element | None  # the body, if it is a document
     time: float  # of its arrival, time.monotonic()
-    status: int | None = None  # None: not answered yet, or never
-    xml: ElementTree.Element | None = None
-    refused: Mapping[str, str] = field(default_factory=dict)  # from KeyErrors
+    status: int | None = None  # of the answer; None: not answered yet, or never
 
 
 class Change(NamedTuple):
@@ -93,7 +93,7 @@ class Change(NamedTuple):
     key: str
     content: bytes
     etag: str
-    source: tuple[str, str] | None
+    source: Location | None  # of a copy
     time: float  # time.monotonic()
 
 
@@ -113,6 +113,13 @@ class Error(Fault):
 
 
 @dataclass(frozen=True)
+class CopyError(Fault):
+    """S3 answers 200, with this error in the body."""
+
+    code: str
+
+
+@dataclass(frozen=True)
 class Hang(Fault):
     """Nothing is answered; the connection stays open until the client goes away."""
 
@@ -123,15 +130,8 @@ class Reset(Fault):
 
 
 @dataclass(frozen=True)
-class CopyError(Fault):
-    """The answer is 200 with this error in its body."""
-
-    code: str
-
-
-@dataclass(frozen=True)
 class Delay(Fault):
-    """The request acts after these seconds; with `after`, it acts at once and is answered late."""
+    """The request acts after these seconds; with `after`, at once, but its answer is late."""
 
     seconds: float
 
@@ -145,14 +145,13 @@ class KeyErrors(Fault):
 
 def on(
     operation: str, *faults: Fault | None, key: str | None = None
-) -> Callable[..., Fault | None]:
-    """Faults for the next requests of one operation (and key), in turn; then none."""
+) -> Callable[[Request], Fault | None]:
+    """Faults for the next requests of one operation (and key), in turn; none after the last."""
     left = iter(faults)
 
     def fault(request: Request) -> Fault | None:
-        if request.operation == operation and key in (None, request.key):
-            return next(left, None)
-        return None
+        met = request.operation == operation and key in (None, request.key)
+        return next(left, None) if met else None
 
     return fault
 
@@ -170,41 +169,42 @@ class S3Error(Exception):
     def __init__(self, status: int, code: str, message: str = "") -> None:
         self.status, self.code, self.message = status, code, message
 
-    def answer(self, request: Request, status: int | None = None) -> Answer:
-        body = (
-            f"<Error><Code>{self.code}</Code><Message>{escape(self.message or self.code)}</Message>"
-            f"<BucketName>{escape(request.bucket)}</BucketName><Key>{escape(request.key)}</Key>"
-            "<RequestId>FAKE</RequestId><HostId>fake</HostId></Error>"
-        )
-        return xml_answer(body, status or self.status)
+    def answer(self, request: Request) -> Answer:
+        inner = tag("Code", self.code) + tag("Message", escape(self.message or self.code))
+        inner += tag("BucketName", escape(request.bucket)) + tag("Key", escape(request.key))
+        return xml(tag("Error", inner + tag("RequestId", "FAKE")), self.status)
 
 
 NO_KEY = S3Error(404, "NoSuchKey", "The specified key does not exist.")
 NO_BUCKET = S3Error(404, "NoSuchBucket", "The specified bucket does not exist")
 NO_UPLOAD = S3Error(404, "NoSuchUpload", "The specified multipart upload does not exist.")
-FAILED = S3Error(
-    412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold"
-)
+TOO_LONG = S3Error(400, "KeyTooLongError", "Your key is too long")
 MALFORMED = S3Error(400, "MalformedXML", "The XML you provided was not well-formed")
+FAILED = S3Error(412, "PreconditionFailed", "A pre-condition you specified did not hold")
 
-# What XML 1.0 cannot hold (control characters) is written as S3 does, and no parser takes it.
-_ESCAPES = {n: f"&#x{n:x};" for n in (*range(32), 0x7F, 0xFFFE, 0xFFFF)} | {
-    ord(char): name
-    for char, name in zip("&<>\"'", ("&amp;", "&lt;", "&gt;", "&quot;", "&#39;"), strict=True)
-}
+# XML 1.0 has no place for control characters; S3 writes them so nevertheless, and parsers fail.
+_ESCAPES = {code: f"&#x{code:x};" for code in (*range(32), *b"&<>\"'", 0x7F, 0xFFFE, 0xFFFF)}
 
 
 def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def xml_answer(body: str, status: int = 200) -> Answer:
-    text = f'<?xml version="1.0" encoding="UTF-8"?>\n{body}'
+def url_encoded(text: str) -> str:
+    return quote_plus(text, safe="/")
+
+
+def tag(name: str, inner: object) -> str:
+    return "" if inner == "" else f"<{name}>{inner}</{name}>"
+
+
+def xml(document: str, status: int = 200) -> Answer:
+    text = f'<?xml version="1.0" encoding="UTF-8"?>\n{document}'
     return Answer(status, {"content-type": "application/xml"}, text.encode())
 
 
 def result(name: str, inner: str) -> Answer:
-    return xml_answer(f'<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</{name}>')
+    return xml(f'<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</{name}>')
 
 
 @lru_cache
@@ -217,27 +217,25 @@ def http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 
-def dechunk(data: bytes | bytearray) -> tuple[bytes, dict[str, str], int] | None:
-    """Content, trailers and length of a chunked body (HTTP's and S3's are alike); None: more."""
-    content: list[bytes] = []
-    position = 0
-    while (end := data.find(b"\r\n", position)) >= 0:
-        size = int(data[position:end].partition(b";")[0], 16)
-        if size == 0:
-            # The empty line follows the trailers, or the last chunk itself.
-            last = data.find(b"\r\n\r\n", end)
-            if last < 0:
-                return None
-            lines = bytes(data[end + 2 : last]).decode("latin-1").split("\r\n")
-            return b"".join(content), _headers(lines), last + 4
-        content.append(bytes(data[end + 2 : end + 2 + size]))
-        position = end + 2 + size + 2
-    return None
-
-
-def _headers(lines: list[str]) -> dict[str, str]:
+def parsed_headers(lines: list[str]) -> dict[str, str]:
     pairs = (line.partition(":") for line in lines if line)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def dechunk(data: bytes | bytearray) -> tuple[bytes, dict[str, str], int] | None:
+    """Content, trailers and length of a chunked body, HTTP's or S3's own; None: not all there."""
+    content: list[bytes] = []
+    start = 0
+    while (end := data.find(b"\r\n", start)) >= 0:
+        size = int(data[start:end].partition(b";")[0], 16)
+        if size == 0:
+            if (last := data.find(b"\r\n\r\n", end)) < 0:
+                return None
+            trailers = data[end + 2 : last].decode("latin-1").split("\r\n")
+            return b"".join(content), parsed_headers(trailers), last + 4
+        content.append(bytes(data[end + 2 : end + 2 + size]))
+        start = end + 2 + size + 2
+    return None
 
 
 def check_content(headers: Mapping[str, str], content: bytes) -> None:
@@ -253,17 +251,13 @@ def check_content(headers: Mapping[str, str], content: bytes) -> None:
 
 # --- Objects --------------------------------------------------------------------------------------
 
-_KEPT = (
-    "cache-control",
-    "content-disposition",
-    "content-encoding",
-    "content-language",
-    "content-type",
-    "expires",
-)
-_NOT_COPIED = ("x-amz-storage-class", "x-amz-website-redirect-location")
-_EMPTY: dict[str, str] = {}
 META = "x-amz-meta-"
+STORAGE_CLASS = "x-amz-storage-class"
+NOT_COPIED = (STORAGE_CLASS, "x-amz-website-redirect-location")
+KEPT = (
+    *("cache-control", "content-disposition", "content-encoding", "content-language"),
+    *("content-type", "expires", *NOT_COPIED),
+)
 
 
 def etag_of(content: bytes) -> str:
@@ -271,15 +265,19 @@ def etag_of(content: bytes) -> str:
 
 
 def described(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The headers, metadata and tags of an object, from those of a request."""
-    kept = {name: headers[name] for name in (*_KEPT, *_NOT_COPIED) if name in headers}
+    """The headers, metadata and tags of an object, out of those of a request."""
+    kept = {name: headers[name] for name in KEPT if name in headers}
     encodings = [part.strip() for part in kept.pop("content-encoding", "").split(",")]
     if encoding := ",".join(part for part in encodings if part not in ("", "aws-chunked")):
         kept["content-encoding"] = encoding
     kept.setdefault("content-type", "binary/octet-stream")
     metadata = {name[len(META) :]: headers[name] for name in headers if name.startswith(META)}
     tags = dict(parse_qsl(headers.get("x-amz-tagging", ""), keep_blank_values=True))
-    return {"headers": kept, "metadata": metadata or _EMPTY, "tags": tags or _EMPTY}
+    if sum(len(name) + len(value) for name, value in metadata.items()) > 2048:
+        raise S3Error(400, "MetadataTooLarge")
+    if len(tags) > 10:
+        raise S3Error(400, "BadRequest", "Object tags cannot be greater than 10")
+    return {"headers": kept, "metadata": metadata, "tags": tags}
 
 
 def new_object(headers: Mapping[str, str], content: bytes) -> Obj:
@@ -315,41 +313,86 @@ def byte_range(text: str, size: int) -> tuple[int, int]:
     return first, min(last + 1, size)
 
 
+def beyond(prefix: str) -> str:
+    """The first name after all that start so."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def walk(objects: Any, first: str, prefix: str, delimiter: str) -> Iterator[tuple[str, Obj | None]]:
+    """Names from `first` on, with their objects; common prefixes with None."""
+    following: str | None = max(first, prefix)
+    while following is not None:
+        start, following = following, None
+        for key in objects.irange(start):
+            if not key.startswith(prefix):
+                return
+            end = key.find(delimiter, len(prefix)) if delimiter else -1
+            if end >= 0:
+                common = key[: end + len(delimiter)]
+                yield common, None
+                following = beyond(common)
+                break
+            yield key, objects[key]
+
+
+def listed(name: str, obj: Obj | None) -> str:
+    if obj is None:
+        return f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
+    return (
+        f"<Contents><Key>{name}</Key><LastModified>{iso_date(obj.modified)}</LastModified>"
+        f"<ETag>&quot;{obj.etag[1:-1]}&quot;</ETag><Size>{len(obj.content)}</Size>"
+        f"<StorageClass>{obj.headers.get(STORAGE_CLASS, 'STANDARD')}</StorageClass></Contents>"
+    )
+
+
+def copied(etag: str) -> str:
+    return tag("LastModified", iso_date(int(time.time()))) + tag("ETag", escape(etag))
+
+
+@dataclass(slots=True)
+class Part:
+    content: bytes
+    etag: str
+    source: Location | None
+
+
 @dataclass(slots=True)
 class Upload:
     bucket: str
     key: str
     description: dict[str, Any]
-    # number -> content, ETag, source
-    parts: dict[int, tuple[bytes, str, tuple[str, str] | None]]
+    parts: dict[int, Part] = field(default_factory=dict)
 
 
 # --- Operations -----------------------------------------------------------------------------------
 
 Handler = Callable[[Any, Request], Answer]
-_ROUTES: dict[str, tuple[str, Handler]] = {}
-_SUBRESOURCES = ("tagging", "uploadId", "uploads", "delete", "list-type", "admin")
+SUBRESOURCES = ("tagging", "uploadId", "uploads", "delete", "list-type")
+ROUTES: dict[str, str] = {}
+HANDLERS: dict[str, Handler] = {}
 
 
-def _route(route: str) -> Callable[[Handler], Handler]:
+def route(text: str) -> Callable[[Handler], Handler]:
+    """Tell how requests of the operation look that the decorated function is named after."""
+
     def register(handler: Handler) -> Handler:
-        operation = "".join(word.title() for word in handler.__name__.split("_"))
-        _ROUTES[route] = operation, handler
+        ROUTES[text] = "".join(word.title() for word in handler.__name__.split("_"))
+        HANDLERS[ROUTES[text]] = handler
         return handler
 
     return register
 
 
 class Operations:
-    """S3's operations on buckets in memory."""
+    """S3's operations, on buckets in memory."""
 
-    conditions = "honoured"  # or "ignored" or "refused": conditions on copies and deletes
-    max_copy = 5 * GIB
-    min_part = 5 * MIB
-    owner = OWNER
+    conditions = "honoured"  # those on copies and deletes; or "ignored", or "refused" (501)
+    max_copy = 5 * 1024**3  # bytes in one CopyObject
+    min_part = 5 * 1024**2  # bytes in a part that is not the last
+    owner = "111122223333"
 
     def __init__(self) -> None:
-        self.buckets: dict[str, Any] = {}  # name -> SortedDict: key -> Obj
+        self.buckets: dict[str, Any] = {}  # SortedDict: key -> Obj
         self.uploads: dict[str, Upload] = {}
         self.history: list[Change] = []
         self.recording = True
@@ -360,14 +403,37 @@ class Operations:
             raise NO_BUCKET
         return self.buckets[bucket]
 
-    def _find(self, request: Request) -> Obj:
-        obj: Obj | None = self._objects(request.bucket).get(request.key)
+    def _find(self, bucket: str, key: str) -> Obj:
+        obj: Obj | None = self._objects(bucket).get(key)
         if obj is None:
             raise NO_KEY
         return obj
 
+    def _source(self, request: Request) -> Obj:
+        assert request.source is not None
+        if len(request.source[1].encode()) > 1024:
+            raise TOO_LONG
+        obj = self._find(*request.source)
+        only = request.headers.get("x-amz-copy-source-if-match")
+        if only is not None and self.conditions == "honoured" and not same(only, obj):
+            raise FAILED
+        if obj.headers.get(STORAGE_CLASS) in ("GLACIER", "DEEP_ARCHIVE"):
+            raise S3Error(403, "InvalidObjectState", "The source object is archived")
+        return obj
+
+    def _check_write(self, request: Request) -> None:
+        """Raise unless the conditions on what is overwritten hold."""
+        old = self._objects(request.bucket).get(request.key)
+        unless, only = request.headers.get("if-none-match"), request.headers.get("if-match")
+        if unless not in (None, "*"):
+            raise S3Error(501, "NotImplemented", "If-None-Match takes only *")
+        if only is not None and old is None:
+            raise NO_KEY
+        if (unless and old is not None) or (only is not None and not same(only, old)):
+            raise FAILED
+
     def _changed(
-        self, action: str, bucket: str, key: str, obj: Obj, source: tuple[str, str] | None = None
+        self, action: str, bucket: str, key: str, obj: Obj, source: Location | None = None
     ) -> None:
         if action == "delete":
             del self.buckets[bucket][key]
@@ -377,104 +443,69 @@ class Operations:
             now = time.monotonic()
             self.history.append(Change(action, bucket, key, obj.content, obj.etag, source, now))
 
-    def _check_write(self, request: Request) -> None:
-        """Raise unless the conditions on what is overwritten hold."""
-        old = self._objects(request.bucket).get(request.key)
-        unless, only = request.headers.get("if-none-match"), request.headers.get("if-match")
-        if unless is not None and unless != "*":
-            raise S3Error(501, "NotImplemented", "If-None-Match takes only *")
-        if unless and old is not None:
-            raise FAILED
-        if only is not None and old is None:
-            raise NO_KEY
-        if only is not None and not same(only, old):
-            raise FAILED
-
-    def _source(self, request: Request) -> Obj:
-        assert request.source is not None
-        bucket, key = request.source
-        if len(key.encode()) > 1024:
-            raise S3Error(400, "KeyTooLongError", "Your key is too long")
-        obj: Obj | None = self._objects(bucket).get(key)
-        if obj is None:
-            raise NO_KEY
-        only = request.headers.get("x-amz-copy-source-if-match")
-        if only is not None and self.conditions == "honoured" and not same(only, obj):
-            raise FAILED
-        if obj.headers.get("x-amz-storage-class") in ("GLACIER", "DEEP_ARCHIVE"):
-            raise S3Error(403, "InvalidObjectState", "The source object is archived")
-        return obj
-
-    def _check_size(self, size: int) -> None:
-        if size > self.max_copy:
-            raise S3Error(
-                400,
-                "InvalidRequest",
-                "The specified copy source is larger than the maximum allowable size for a copy "
-                f"source: {self.max_copy}",
-            )
-
-    @_route("GET service")
+    @route("GET service")
     def list_buckets(self, request: Request) -> Answer:
-        names = "".join(
-            f"<Bucket><Name>{escape(name)}</Name><CreationDate>{iso_date(0)}</CreationDate></Bucket>"
-            for name in sorted(self.buckets)
-        )
-        return result("ListAllMyBucketsResult", f"<Buckets>{names}</Buckets>")
+        date = tag("CreationDate", iso_date(0))
+        names = (tag("Bucket", tag("Name", escape(name)) + date) for name in sorted(self.buckets))
+        return result("ListAllMyBucketsResult", tag("Buckets", "".join(names)))
 
-    @_route("PUT bucket")
+    @route("PUT bucket")
     def create_bucket(self, request: Request) -> Answer:
         if request.bucket in self.buckets:
             raise S3Error(409, "BucketAlreadyOwnedByYou", "You already own this bucket")
         self.buckets[request.bucket] = SortedDict()
         return Answer(200, {"location": f"/{request.bucket}"})
 
-    @_route("HEAD bucket")
+    @route("HEAD bucket")
     def head_bucket(self, request: Request) -> Answer:
         self._objects(request.bucket)
         return Answer()
 
-    @_route("DELETE bucket")
+    @route("DELETE bucket")
     def delete_bucket(self, request: Request) -> Answer:
         if self._objects(request.bucket):
             raise S3Error(409, "BucketNotEmpty", "The bucket you tried to delete is not empty")
         del self.buckets[request.bucket]
         return Answer(204)
 
-    @_route("GET bucket?list-type")
+    @route("GET bucket?list-type")
     def list_objects_v2(self, request: Request) -> Answer:
         query, objects = request.query, self._objects(request.bucket)
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         after, token = query.get("start-after", ""), query.get("continuation-token")
+        encoding = query.get("encoding-type", "")
+        encode = url_encoded if encoding == "url" else escape
         try:
             limit = min(1000, int(query.get("max-keys", "1000")))
-            resumed = base64.urlsafe_b64decode(token).decode() if token is not None else None
+            first = after + "\0" if after else ""
+            if token is not None:
+                first = base64.b64decode(token, b"-_", validate=True).decode()
         except ValueError:
             raise S3Error(400, "InvalidArgument", "max-keys or continuation-token") from None
-        first = (after + "\0" if after else "") if resumed is None else resumed
-        encode = _url_encoded if query.get("encoding-type") == "url" else escape
         entries: list[str] = []
-        next_token = following = ""
-        for name, obj in _walk(objects, max(prefix, first), prefix, delimiter):
+        next_token = ""
+        for name, obj in walk(objects, first, prefix, delimiter):
             if len(entries) == limit:
-                next_token = base64.urlsafe_b64encode(following.encode()).decode() if limit else ""
+                next_token = base64.urlsafe_b64encode(first.encode()).decode() if limit else ""
                 break
-            entries.append(_entry(encode(name), obj))
-            following = name + "\0" if obj else _beyond(name)
-        parts = [
-            f"<Name>{escape(request.bucket)}</Name><Prefix>{encode(prefix)}</Prefix>",
-            f"<KeyCount>{len(entries)}</KeyCount><MaxKeys>{limit}</MaxKeys>",
-            f"<IsTruncated>{'true' if next_token else 'false'}</IsTruncated>",
-            f"<Delimiter>{encode(delimiter)}</Delimiter>" if delimiter else "",
-            f"<StartAfter>{encode(after)}</StartAfter>" if after else "",
-            f"<ContinuationToken>{escape(token)}</ContinuationToken>" if token else "",
-            f"<NextContinuationToken>{next_token}</NextContinuationToken>" if next_token else "",
-            "<EncodingType>url</EncodingType>" if encode is _url_encoded else "",
-            *entries,
-        ]
-        return result("ListBucketResult", "".join(parts))
+            entries.append(listed(encode(name), obj))
+            first = name + "\0" if obj else beyond(name)
+        head = {
+            "Name": request.bucket,
+            "Prefix": encode(prefix),
+            "Delimiter": encode(delimiter),
+            "StartAfter": encode(after),
+            "EncodingType": encoding,
+            "ContinuationToken": escape(token or ""),
+            "NextContinuationToken": next_token,
+            "IsTruncated": "true" if next_token else "false",
+            "MaxKeys": limit,
+            "KeyCount": len(entries),
+        }
+        parts = [tag(name, value) for name, value in head.items()]
+        return result("ListBucketResult", "".join(parts + entries))
 
-    @_route("PUT key")
+    @route("PUT key")
     def put_object(self, request: Request) -> Answer:
         self._check_write(request)
         check_content(request.headers, request.body)
@@ -482,57 +513,55 @@ class Operations:
         self._changed("put", request.bucket, request.key, obj)
         return Answer(200, {"etag": obj.etag})
 
-    @_route("GET key")
+    @route("GET key")
     def get_object(self, request: Request) -> Answer:
-        obj = self._find(request)
-        if "if-match" in request.headers and not same(request.headers["if-match"], obj):
+        obj = self._find(request.bucket, request.key)
+        if not same(request.headers.get("if-match", "*"), obj):
             raise FAILED
         if "range" not in request.headers:
             return Answer(200, shown(obj), obj.content)
         size = len(obj.content)
         first, end = byte_range(request.headers["range"], size)
-        headers = {"content-length": str(end - first)}
-        headers["content-range"] = f"bytes {first}-{end - 1}/{size}"
-        return Answer(206, {**shown(obj), **headers}, obj.content[first:end])
+        part = {
+            "content-length": f"{end - first}",
+            "content-range": f"bytes {first}-{end - 1}/{size}",
+        }
+        return Answer(206, {**shown(obj), **part}, obj.content[first:end])
 
-    @_route("HEAD key")
+    @route("HEAD key")
     def head_object(self, request: Request) -> Answer:
-        return self.get_object(request)._replace(body=b"")
+        return self.get_object(request)
 
-    @_route("PUT key copy")
+    @route("PUT key copy")
     def copy_object(self, request: Request) -> Answer:
         headers, target = request.headers, (request.bucket, request.key)
         self._check_write(request)
         obj = self._source(request)
-        self._check_size(len(obj.content))
+        if len(obj.content) > self.max_copy:
+            raise S3Error(400, "InvalidRequest", "The specified copy source is too large")
         replaced = headers.get("x-amz-metadata-directive") == "REPLACE"
-        changing = ("x-amz-storage-class", "x-amz-server-side-encryption", *_NOT_COPIED)
+        changing = (*NOT_COPIED, "x-amz-server-side-encryption")
         if request.source == target and not replaced and not any(h in headers for h in changing):
-            raise S3Error(
-                400,
-                "InvalidRequest",
-                "This copy request is illegal because it is trying to copy an object to itself "
-                "without changing the object's metadata, storage class, website redirect location "
-                "or encryption attributes.",
-            )
+            raise S3Error(400, "InvalidRequest", "This copies an object to itself unchanged")
         new = described(headers)
         if not replaced:
-            chosen = {name: new["headers"][name] for name in _NOT_COPIED if name in new["headers"]}
-            kept = {name: obj.headers[name] for name in obj.headers if name not in _NOT_COPIED}
-            new["headers"], new["metadata"] = {**kept, **chosen}, obj.metadata
+            kept = {name: value for name, value in obj.headers.items() if name not in NOT_COPIED}
+            new["headers"] = {name: new["headers"][name] for name in NOT_COPIED if name in headers}
+            new["headers"] |= kept
+            new["metadata"] = obj.metadata
         if headers.get("x-amz-tagging-directive") != "REPLACE":
             new["tags"] = obj.tags
         etag = etag_of(obj.content) if "-" in obj.etag else obj.etag
-        copied = Obj(obj.content, etag, modified=int(time.time()), **new)
-        self._changed("copy", *target, copied, request.source)
-        return result("CopyObjectResult", _copied(etag))
+        obj = Obj(obj.content, etag, modified=int(time.time()), **new)
+        self._changed("copy", *target, obj, request.source)
+        return result("CopyObjectResult", copied(etag))
 
-    @_route("DELETE key")
+    @route("DELETE key")
     def delete_object(self, request: Request) -> Answer:
         obj = self._objects(request.bucket).get(request.key)
         only = request.headers.get("if-match")
         if only is not None and self.conditions == "refused":
-            raise S3Error(501, "NotImplemented", "A header you provided implies functionality")
+            raise S3Error(501, "NotImplemented", "If-Match is not implemented")
         if only is not None and self.conditions == "honoured":
             if obj is None:
                 raise NO_KEY
@@ -542,63 +571,60 @@ class Operations:
             self._changed("delete", request.bucket, request.key, obj)
         return Answer(204)
 
-    @_route("POST bucket?delete")
+    @route("POST bucket?delete")
     def delete_objects(self, request: Request) -> Answer:
-        objects = self._objects(request.bucket)
-        headers = request.headers
+        return self.delete_keys(request, {})
+
+    def delete_keys(self, request: Request, errors: Mapping[str, str]) -> Answer:
+        """Do a DeleteObjects of which these keys fail."""
+        objects, headers = self._objects(request.bucket), request.headers
         if "content-md5" not in headers and not any("x-amz-checksum-" in name for name in headers):
-            raise S3Error(400, "InvalidRequest", "Missing required header: Content-MD5 or checksum")
+            raise S3Error(400, "InvalidRequest", "Content-MD5 or a checksum is missing")
         check_content(headers, request.body)
         if request.xml is None or not 1 <= len(request.keys) <= 1000:
             raise MALFORMED
+        quiet = request.xml.findtext("{*}Quiet", "").strip() == "true"
         answers = []
-        quiet = (request.xml.findtext("{*}Quiet") or "").strip() == "true"
         for element in request.xml.iterfind("{*}Object"):
-            key, only = element.findtext("{*}Key") or "", element.findtext("{*}ETag")
+            key, only = element.findtext("{*}Key", ""), element.findtext("{*}ETag")
             obj = objects.get(key)
-            code = request.refused.get(key, "")
+            code = errors.get(key, "")
             if not code and only is not None and self.conditions == "honoured":
                 code = "NoSuchKey" if obj is None else "" if same(only, obj) else FAILED.code
             if code:
-                answers.append(
-                    f"<Error><Key>{escape(key)}</Key><Code>{code}</Code>"
-                    f"<Message>{code}</Message></Error>"
-                )
+                error = tag("Key", escape(key)) + tag("Code", code) + tag("Message", code)
+                answers.append(tag("Error", error))
                 continue
             if obj is not None:
                 self._changed("delete", request.bucket, key, obj)
             if not quiet:
-                answers.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+                answers.append(tag("Deleted", tag("Key", escape(key))))
         return result("DeleteResult", "".join(answers))
 
-    @_route("GET key?tagging")
+    @route("GET key?tagging")
     def get_object_tagging(self, request: Request) -> Answer:
         tags = "".join(
             f"<Tag><Key>{escape(name)}</Key><Value>{escape(value)}</Value></Tag>"
-            for name, value in self._find(request).tags.items()
+            for name, value in self._find(request.bucket, request.key).tags.items()
         )
         return result("Tagging", f"<TagSet>{tags}</TagSet>")
 
-    @_route("PUT key?tagging")
+    @route("PUT key?tagging")
     def put_object_tagging(self, request: Request) -> Answer:
-        obj = self._find(request)
-        tags = {
-            tag.findtext("{*}Key") or "": tag.findtext("{*}Value") or ""
-            for tag in _parsed(request).iterfind("{*}TagSet/{*}Tag")
-        }
+        obj = self._find(request.bucket, request.key)
+        if request.xml is None:
+            raise MALFORMED
+        found = request.xml.iterfind("{*}TagSet/{*}Tag")
+        tags = {each.findtext("{*}Key", ""): each.findtext("{*}Value", "") for each in found}
         self.buckets[request.bucket][request.key] = replace(obj, tags=tags)
         return Answer()
 
-    @_route("POST key?uploads")
+    @route("POST key?uploads")
     def create_multipart_upload(self, request: Request) -> Answer:
         self._objects(request.bucket)
         name = f"upload-{next(self._ids)}"
-        self.uploads[name] = Upload(request.bucket, request.key, described(request.headers), {})
-        return result(
-            "InitiateMultipartUploadResult",
-            f"<Bucket>{escape(request.bucket)}</Bucket><Key>{escape(request.key)}</Key>"
-            f"<UploadId>{name}</UploadId>",
-        )
+        self.uploads[name] = Upload(request.bucket, request.key, described(request.headers))
+        return result("InitiateMultipartUploadResult", tag("UploadId", name))
 
     def _upload(self, request: Request) -> Upload:
         self._objects(request.bucket)
@@ -607,148 +633,96 @@ class Operations:
             raise NO_UPLOAD
         return upload
 
-    @_route("PUT key?uploadId")
+    @route("PUT key?uploadId")
     def upload_part(self, request: Request) -> Answer:
+        upload = self._upload(request)
         check_content(request.headers, request.body)
-        etag = etag_of(request.body)
-        number = int(request.query["partNumber"])
-        self._upload(request).parts[number] = request.body, etag, None
-        return Answer(200, {"etag": etag})
+        part = Part(request.body, etag_of(request.body), None)
+        upload.parts[int(request.query["partNumber"])] = part
+        return Answer(200, {"etag": part.etag})
 
-    @_route("PUT key?uploadId copy")
+    @route("PUT key?uploadId copy")
     def upload_part_copy(self, request: Request) -> Answer:
         upload, content = self._upload(request), self._source(request).content
-        if "x-amz-copy-source-range" in request.headers:
-            first, end = byte_range(request.headers["x-amz-copy-source-range"], len(content))
-            content = content[first:end]
-        etag = etag_of(content)
-        upload.parts[int(request.query["partNumber"])] = content, etag, request.source
-        return result("CopyPartResult", _copied(etag))
+        if (wanted := request.headers.get("x-amz-copy-source-range")) is not None:
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+            if not match or not int(match[1]) <= int(match[2]) < len(content):
+                raise S3Error(400, "InvalidArgument", "Range is not valid for the source object")
+            content = content[int(match[1]) : int(match[2]) + 1]
+        part = Part(content, etag_of(content), request.source)
+        upload.parts[int(request.query["partNumber"])] = part
+        return result("CopyPartResult", copied(part.etag))
 
-    @_route("POST key?uploadId")
+    @route("POST key?uploadId")
     def complete_multipart_upload(self, request: Request) -> Answer:
         upload = self._upload(request)
-        wanted = [
-            (int(part.findtext("{*}PartNumber") or 0), (part.findtext("{*}ETag") or "").strip('"'))
-            for part in _parsed(request).iterfind("{*}Part")
-        ]
-        if not wanted:
+        elements = request.xml.findall("{*}Part") if request.xml is not None else []
+        numbers = [int(element.findtext("{*}PartNumber", "0")) for element in elements]
+        etags = [element.findtext("{*}ETag", "").strip('"') for element in elements]
+        parts = [upload.parts.get(number, Part(b"", "", None)) for number in numbers]
+        if not parts:
             raise MALFORMED
-        if [number for number, _ in wanted] != sorted({number for number, _ in wanted}):
+        if numbers != sorted(set(numbers)):
             raise S3Error(400, "InvalidPartOrder")
-        if any(n not in upload.parts or upload.parts[n][1].strip('"') != e for n, e in wanted):
+        if etags != [part.etag.strip('"') for part in parts]:
             raise S3Error(400, "InvalidPart")
-        parts = [upload.parts[number] for number, _ in wanted]
-        if any(len(content) < self.min_part for content, _, _ in parts[:-1]):
-            raise S3Error(400, "EntityTooSmall", "Your proposed upload is too small")
+        if any(len(part.content) < self.min_part for part in parts[:-1]):
+            raise S3Error(400, "EntityTooSmall")
         self._check_write(request)
-        digest = hashlib.md5(b"".join(bytes.fromhex(etag.strip('"')) for _, etag, _ in parts))
-        etag = f'"{digest.hexdigest()}-{len(parts)}"'
-        content = b"".join(content for content, _, _ in parts)
+        digest = hashlib.md5(b"".join(bytes.fromhex(etag) for etag in etags)).hexdigest()
+        content, etag = b"".join(part.content for part in parts), f'"{digest}-{len(parts)}"'
         obj = Obj(content, etag, modified=int(time.time()), **upload.description)
-        source = parts[0][2]
+        source = parts[0].source
         self._changed("copy" if source else "put", request.bucket, request.key, obj, source)
         del self.uploads[request.query["uploadId"]]
-        return result(
-            "CompleteMultipartUploadResult",
-            f"<Bucket>{escape(request.bucket)}</Bucket><Key>{escape(request.key)}</Key>"
-            f"<ETag>{escape(etag)}</ETag>",
-        )
+        return result("CompleteMultipartUploadResult", tag("ETag", escape(etag)))
 
-    @_route("DELETE key?uploadId")
+    @route("DELETE key?uploadId")
     def abort_multipart_upload(self, request: Request) -> Answer:
         self._upload(request)
         del self.uploads[request.query["uploadId"]]
         return Answer(204)
 
-    @_route("GET bucket?uploads")
+    @route("GET bucket?uploads")
     def list_multipart_uploads(self, request: Request) -> Answer:
         self._objects(request.bucket)
-        prefix = request.query.get("prefix", "")
-        encode = _url_encoded if request.query.get("encoding-type") == "url" else escape
-        uploads = "".join(
-            f"<Upload><Key>{encode(upload.key)}</Key><UploadId>{name}</UploadId>"
-            f"<Initiated>{iso_date(int(time.time()))}</Initiated></Upload>"
+        prefix, encoding = request.query.get("prefix", ""), request.query.get("encoding-type", "")
+        encode = url_encoded if encoding == "url" else escape
+        uploads = [
+            tag("Upload", tag("Key", encode(upload.key)) + tag("UploadId", name))
             for name, upload in self.uploads.items()
             if upload.bucket == request.bucket and upload.key.startswith(prefix)
-        )
-        encoding = "<EncodingType>url</EncodingType>" if encode is _url_encoded else ""
-        inner = f"<IsTruncated>false</IsTruncated>{encoding}{uploads}"
+        ]
+        inner = tag("IsTruncated", "false") + tag("EncodingType", encoding) + "".join(uploads)
         return result("ListMultipartUploadsResult", inner)
-
-
-def _beyond(prefix: str) -> str:
-    """The first name after all those that start so."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
-
-
-def _walk(
-    objects: Any, first: str, prefix: str, delimiter: str
-) -> Iterator[tuple[str, Obj | None]]:
-    """Names in order, with their objects; common prefixes with None."""
-    while True:
-        for key in objects.irange(first):
-            if not key.startswith(prefix):
-                return
-            end = key.find(delimiter, len(prefix)) if delimiter else -1
-            if end >= 0:
-                common = key[: end + len(delimiter)]
-                yield common, None
-                first = _beyond(common)
-                break
-            yield key, objects[key]
-        else:
-            return
-
-
-def _url_encoded(text: str) -> str:
-    return quote_plus(text, safe="/")
-
-
-def _copied(etag: str) -> str:
-    now = iso_date(int(time.time()))
-    return f"<LastModified>{now}</LastModified><ETag>{escape(etag)}</ETag>"
-
-
-def _parsed(request: Request) -> ElementTree.Element:
-    if request.xml is None:
-        raise MALFORMED
-    return request.xml
-
-
-def _entry(name: str, obj: Obj | None) -> str:
-    if obj is None:
-        return f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
-    return (
-        f"<Contents><Key>{name}</Key><LastModified>{iso_date(obj.modified)}</LastModified>"
-        f"<ETag>&quot;{obj.etag[1:-1]}&quot;</ETag><Size>{len(obj.content)}</Size>"
-        f"<StorageClass>{obj.headers.get('x-amz-storage-class', 'STANDARD')}</StorageClass>"
-        "</Contents>"
-    )
 
 
 # --- The server -----------------------------------------------------------------------------------
 
 
 class FakeS3(Operations):
-    """The server, and what tests say to it. A context manager; it serves from a thread."""
+    """The server and its controls. A context manager: it serves from a thread.
+
+    `fault`, `before`, `after` and a callable `latency` are called in that thread: they may `put`
+    and `delete`, but must not wait or make requests. What they raise is raised again at the exit.
+    """
 
     def __init__(self, *buckets: str, port: int = 0, recording: bool = True) -> None:
         super().__init__()
         self.port = port
-        self.recording = recording  # whether `log` and `history` are kept
+        self.recording = recording  # whether to keep `log` and `history`
         self.buckets.update({bucket: SortedDict() for bucket in buckets})
-        self.log: list[Request] = []
-        self.lock = threading.RLock()  # held while a request acts
-        self.latency: float | Callable[[Request], float] = 0.0  # seconds
+        self.log: list[Request] = []  # in the order of arrival
+        self.latency: float | Callable[[Request], float] = 0.0  # seconds before a request acts
         self.fault: Callable[[Request], Fault | None] = lambda request: None
-        self.before: Callable[[Request], object] = lambda request: None
-        self.after: Callable[[Request], object] = lambda request: None
-        self.connections: set[_Connection] = set()
+        self.before: Callable[[Request], object] = lambda request: None  # just before it acts
+        self.after: Callable[[Request], object] = lambda request: None  # just after
+        self.connections: set[Connection] = set()
+        self._lock = threading.RLock()  # held by whoever changes the buckets
         self._counts: Counter[str] = Counter()
-        self._broken: list[Exception] = []  # raised by a test's own hooks
+        self._broken: list[Exception] = []
 
-    def __enter__(self) -> FakeS3:
+    def __enter__(self) -> FakeS3:  # noqa: PYI034  (Self is 3.11's)
         self.loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = self._listener.getsockname()[1]
@@ -756,21 +730,21 @@ class FakeS3(Operations):
         self._thread.start()
         return self
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        if self._broken and kind is None:
+            raise self._broken[0]
+
     def _serve(self) -> None:
-        starting = self.loop.create_server(lambda: _Connection(self), sock=self._listener)
-        server = self.loop.run_until_complete(starting)
+        serving = self.loop.create_server(lambda: Connection(self), sock=self._listener)
+        server = self.loop.run_until_complete(serving)
         self.loop.run_forever()
         server.close()
         for connection in list(self.connections):
             connection.transport.abort()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        if self._broken and kind is None:
-            raise self._broken[0]
 
     @property
     def url(self) -> str:
@@ -782,140 +756,134 @@ class FakeS3(Operations):
     def put(self, bucket: str, key: str, content: bytes = b"", **headers: str) -> Obj:
         """Store an object without a request; headers as in `content_type`, `x_amz_meta_author`."""
         obj = new_object({k.replace("_", "-").lower(): v for k, v in headers.items()}, content)
-        with self.lock:
+        with self._lock:
             self._changed("put", bucket, key, obj)
         return obj
 
     def delete(self, bucket: str, key: str) -> None:
-        with self.lock:
+        with self._lock:
             self._changed("delete", bucket, key, self.buckets[bucket][key])
 
     def fill(
         self,
-        bucket: str = "events",
-        folder: str = "later",
+        *,
         waiting: int = 0,
         due: int = 0,
+        bucket: str = "events",
+        folder: str = "later",
         target: str = "target",
         key: str = "{i}",
         size: int = 0,
     ) -> None:
-        """Add events, `due` in the last hour's past and `waiting` from ten years on, all alike."""
+        """Store events: `due` of them an hour ago and `waiting` ten years on, 1 µs apart."""
         now = datetime.now(timezone.utc).replace(tzinfo=None)
-        obj = new_object({}, b"x" * size)
+        obj = new_object({}, bytes(size))
         names = {}
         for start, count in ((now - timedelta(hours=1), due), (now + timedelta(3650), waiting)):
             for i in range(count):
                 when = (start + timedelta(microseconds=i)).isoformat(timespec="microseconds")
                 names[f"{folder}/{when}Z|{target}|{key.format(i=i)}"] = obj
-        with self.lock:
+        with self._lock:
             for name in (bucket, target):
                 self.buckets.setdefault(name, SortedDict())
             self.buckets[bucket].update(names)
+        if not self.recording:
+            gc.freeze()  # or each collection would look through a million names again
 
     def count(self) -> Counter[str]:
         """Requests so far, by operation."""
         return Counter(self._counts)
 
     def reset(self) -> None:
-        """Empty every bucket and forget what was."""
-        with self.lock:
-            for bucket in self.buckets:
-                self.buckets[bucket] = SortedDict()
-            for kept in (self.uploads, self.log, self.history, self._counts):
-                kept.clear()
+        """Empty the buckets and forget what was."""
+        with self._lock:
+            self.buckets = {bucket: SortedDict() for bucket in self.buckets}
+            for memory in (self.uploads, self.log, self.history, self._counts):
+                memory.clear()
 
-    def arrived(self, request: Request) -> Fault | None:
+    def set(self, **controls: Any) -> None:
+        for name, value in controls.items():
+            setattr(self, name, value)
+
+    def sizes(self) -> dict[str, int]:
+        """How many objects each bucket holds."""
+        return {bucket: len(objects) for bucket, objects in self.buckets.items()}
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (raised again by __exit__)
+            self._broken.append(error)
+
+    def arrived(self, request: Request) -> tuple[Fault | None, float]:
+        """Count and log a request; what befalls it, and after how many seconds it acts."""
         self._counts[request.operation] += 1
         if self.recording:
             self.log.append(request)
-        with self._reported():
-            return self.fault(request)
-        return Error(500, "BrokenTest")
+        with self._reporting():
+            fault = self.fault(request)
+            wait = self.latency(request) if callable(self.latency) else self.latency
+            if isinstance(fault, Delay) and not fault.after:
+                wait += fault.seconds
+            return fault, wait
+        return Error(500, "BrokenTest"), 0.0
 
-    def wait(self, request: Request) -> float:
-        return self.latency(request) if callable(self.latency) else self.latency
-
-    def answer(self, request: Request, fault: Fault | None) -> Answer:
-        """Act, unless the fault prevents it, and answer."""
+    def answer(self, request: Request, fault: Fault | None) -> Answer | None:
+        """Act, unless the fault prevents it; what to answer, if anything."""
         answer = S3Error(500, "BrokenTest").answer(request)
-        if isinstance(fault, KeyErrors):
-            request.refused = fault.errors
         if fault is None or fault.after or isinstance(fault, Delay | KeyErrors):
-            with self.lock, self._reported():
+            with self._lock, self._reporting():
                 self.before(request)
-                answer = self._act(request)
+                answer = self._act(request, fault)
                 self.after(request)
+        if isinstance(fault, Hang | Reset):
+            return None
         if isinstance(fault, Error):
             answer = S3Error(fault.status, fault.code).answer(request)
         if isinstance(fault, CopyError):
             answer = S3Error(200, fault.code).answer(request)
-        if not isinstance(fault, Hang | Reset):
-            request.status = answer.status
+        request.status = answer.status
         return answer
 
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._broken.append(error)
-
-    def _act(self, request: Request) -> Answer:
+    def _act(self, request: Request, fault: Fault | None) -> Answer:
         try:
             if len(request.key.encode()) > 1024:
-                raise S3Error(400, "KeyTooLongError", "Your key is too long")
+                raise TOO_LONG
             for name in ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner"):
                 if request.headers.get(name, self.owner) != self.owner:
                     raise S3Error(403, "AccessDenied", "Access Denied")
-            return _HANDLERS[request.operation](self, request)
+            if request.operation not in HANDLERS:
+                raise S3Error(501, "NotImplemented", f"fakes3 has no {request.operation}")
+            if isinstance(fault, KeyErrors):
+                return self.delete_keys(request, fault.errors)
+            return HANDLERS[request.operation](self, request)
         except S3Error as error:
             return error.answer(request)
-
-    def admin(self, commands: dict[str, Any]) -> dict[str, Any]:
-        if commands.get("reset"):
-            self.reset()
-        if "fill" in commands:
-            self.fill(**commands["fill"])
-            gc.collect()
-            gc.freeze()  # a million names make every later full collection a pause
-        for name, value in commands.get("set", {}).items():
-            setattr(self, name, value)
-        return {
-            "count": self._counts,
-            "objects": {name: len(b) for name, b in self.buckets.items()},
-        }
-
-
-_HANDLERS = dict(_ROUTES.values())
 
 
 def understood(method: str, target: str, headers: dict[str, str], body: bytes) -> Request:
     path, _, text = target.partition("?")
-    bucket, _, key = unquote(path, errors="strict")[1:].partition("/")
+    bucket, _, key = unquote(path)[1:].partition("/")
     query = dict(parse_qsl(text, keep_blank_values=True))
-    route = f"{method} {'key' if key else 'bucket' if bucket else 'service'}"
-    for name in _SUBRESOURCES:
-        if name in query:
-            route += "?" + name
-            break
-    source = None
-    if "x-amz-copy-source" in headers:
-        route += " copy"
-        path = headers["x-amz-copy-source"].partition("?versionId=")[0]
-        source_bucket, _, source_key = unquote_plus(path).lstrip("/").partition("/")
-        source = source_bucket, source_key
-    operation = _ROUTES[route][0] if route in _ROUTES else route
-    now = time.monotonic()
-    request = Request(operation, bucket, key, source, [], headers, query, body, now)
-    if body and operation in ("DeleteObjects", "CompleteMultipartUpload", "PutObjectTagging"):
-        with suppress(ElementTree.ParseError):
-            request.xml = ElementTree.fromstring(body)
-            request.keys = [key.text or "" for key in request.xml.iterfind("{*}Object/{*}Key")]
-    return request
+    look = f"{method} {'key' if key else 'bucket' if bucket else 'service'}"
+    look += next((f"?{name}" for name in SUBRESOURCES if name in query), "")
+    source = document = None
+    if (copy_source := headers.get("x-amz-copy-source")) is not None:
+        look += " copy"
+        place = unquote_plus(copy_source.partition("?versionId=")[0]).lstrip("/").partition("/")
+        source = place[0], place[2]
+    if method == "POST" or "tagging" in query:
+        with suppress(ET.ParseError):
+            document = ET.fromstring(body)
+    keys = [] if document is None else document.findall("{*}Object/{*}Key")
+    return Request(
+        *(method, ROUTES.get(look, look), bucket, key, source, [key.text or "" for key in keys]),
+        *(headers, query, body, document, time.monotonic()),
+    )
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One request after another, each answered before the next is read."""
 
     transport: asyncio.Transport
@@ -923,7 +891,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, s3: FakeS3) -> None:
         self.s3 = s3
         self.received = bytearray()
-        self.head: tuple[str, str, dict[str, str]] | None = None
+        self.head: tuple[str, str, dict[str, str]] | None = None  # of a request not all there
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -937,98 +905,99 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += data
         if not self.busy:
-            self._read()
+            self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
         if self.head is None:
             end = self.received.find(b"\r\n\r\n")
             if end < 0:
                 return
             first, *lines = self.received[:end].decode("latin-1").split("\r\n")
             method, target, _ = first.split(" ")
-            self.head = method, target, _headers(lines)
+            self.head = method, target, parsed_headers(lines)
             del self.received[: end + 4]
             if "expect" in self.head[2]:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         method, target, headers = self.head
+        body = self.take_body(headers)
+        if body is None:
+            return
+        self.head, self.busy = None, True
+        if target == "/?control":
+            name, options = json.loads(body)
+            found = getattr(self.s3, name)(**options)
+            self.send(method, Answer(body=json.dumps(found).encode()))
+            return
+        if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+            body, trailers, _ = dechunk(body) or (b"", {}, 0)
+            headers |= trailers
+        request = understood(method, target, headers, body)
+        fault, wait = self.s3.arrived(request)
+        if wait > 0:
+            self.s3.loop.call_later(wait, self.act, request, fault)
+        else:
+            self.act(request, fault)
+
+    def take_body(self, headers: dict[str, str]) -> bytes | None:
         if headers.get("transfer-encoding") == "chunked":
             chunked = dechunk(self.received)
             if chunked is None:
-                return
+                return None
             body, _, length = chunked
         else:
             length = int(headers.get("content-length", "0"))
             if len(self.received) < length:
-                return
+                return None
             body = bytes(self.received[:length])
         del self.received[:length]
-        self.head, self.busy = None, True
-        if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
-            decoded = dechunk(body)
-            assert decoded is not None
-            body = decoded[0]
-            headers.update(decoded[1])
-        self._receive(method, target, headers, body)
+        return body
 
-    def _receive(self, method: str, target: str, headers: dict[str, str], body: bytes) -> None:
-        if target == "/?admin":
-            answer = json.dumps(self.s3.admin(json.loads(body))).encode()
-            return self._send(method, Answer(200, {}, answer))
-        request = understood(method, target, headers, body)
-        fault = self.s3.arrived(request)
-        wait = self.s3.wait(request)
-        if isinstance(fault, Delay) and not fault.after:
-            wait += fault.seconds
-        if wait > 0:
-            self.s3.loop.call_later(wait, self._act, method, request, fault)
-        else:
-            self._act(method, request, fault)
-
-    def _act(self, method: str, request: Request, fault: Fault | None) -> None:
+    def act(self, request: Request, fault: Fault | None) -> None:
         answer = self.s3.answer(request, fault)
         if isinstance(fault, Reset):
-            linger = struct.pack("ii", 1, 0)  # makes closing send RST
             sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.transport.abort()
-        elif isinstance(fault, Delay) and fault.after:
-            self.s3.loop.call_later(fault.seconds, self._send, method, answer)
-        elif not isinstance(fault, Hang):
-            self._send(method, answer)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()  # with no lingering, this sends RST
+        elif answer is not None and isinstance(fault, Delay) and fault.after:
+            self.s3.loop.call_later(fault.seconds, self.send, request.method, answer)
+        elif answer is not None:
+            self.send(request.method, answer)
 
-    def _send(self, method: str, answer: Answer) -> None:
+    def send(self, method: str, answer: Answer) -> None:
         status, headers, body = answer
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "x-amz-request-id: FAKE"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
+        if method == "HEAD":
+            body = b""
         if "content-length" not in headers and status != 204:
-            lines.append(f"content-length: {0 if method == 'HEAD' else len(body)}")
-        head = "\r\n".join([*lines, "\r\n"]).encode("latin-1")
-        self.transport.write(head if method == "HEAD" else head + body)
+            lines.append(f"content-length: {len(body)}")
+        self.transport.write("\r\n".join([*lines, "\r\n"]).encode("latin-1") + body)
         self.busy = False
         if self.received:
-            self._read()
+            self.read()
 
 
 # --- Clients, and a process of its own ------------------------------------------------------------
 
 
 @lru_cache
-def _session() -> Any:
-    import boto3
+def session() -> Any:
+    import boto3  # noqa: PLC0415  (the server does without)
 
     return boto3.Session("fake", "fake", region_name="us-east-1")
 
 
 def client(url: str, **config: Any) -> Any:
     """A boto3 client that makes one attempt, unless `config` (botocore's) says otherwise."""
-    from botocore.config import Config
+    from botocore.config import Config  # noqa: PLC0415
 
     defaults = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 1}}
-    return _session().client("s3", endpoint_url=url, config=Config(**{**defaults, **config}))
+    options = Config(**{**defaults, "proxies": {}, **config})
+    return session().client("s3", endpoint_url=url, config=options)
 
 
 class Remote:
-    """A fake in another process."""
+    """A fake in another process, with as much of `FakeS3` as JSON can carry."""
 
     def __init__(self, url: str, pid: int) -> None:
         self.url, self.pid = url, pid
@@ -1036,58 +1005,59 @@ class Remote:
     def client(self, **config: Any) -> Any:
         return client(self.url, **config)
 
-    def _admin(self, **commands: Any) -> Any:
-        body = json.dumps(commands).encode()
-        with urlopen(UrlRequest(self.url + "/?admin", body)) as answer:
+    def _control(self, name: str, **options: Any) -> Any:
+        body = json.dumps([name, options]).encode()
+        with build_opener(ProxyHandler({})).open(f"{self.url}/?control", body) as answer:
             return json.load(answer)
 
     def fill(self, **options: Any) -> None:
-        self._admin(fill=options)
+        self._control("fill", **options)
 
     def reset(self) -> None:
-        self._admin(reset=True)
+        self._control("reset")
 
     def set(self, **controls: Any) -> None:
-        """Such as latency=0.03 or conditions="ignored"."""
-        self._admin(set=controls)
+        """Set such as `latency=0.03` or `conditions="ignored"`."""
+        self._control("set", **controls)
 
     def count(self) -> Counter[str]:
-        return Counter(self._admin()["count"])
+        return Counter(self._control("count"))
 
-    def objects(self) -> dict[str, int]:
-        """How many each bucket holds."""
-        return dict(self._admin()["objects"])
+    def sizes(self) -> dict[str, int]:
+        return dict(self._control("sizes"))
 
 
 @contextmanager
 def spawn(latency: float = 0.0, **fill: Any) -> Iterator[Remote]:
-    """A fake in a process of its own, filled as `FakeS3.fill` says."""
+    """A fake in a process of its own, filled as by `FakeS3.fill`."""
     command = [sys.executable, __file__, "--until-eof", f"--latency={latency}"]
     command += [f"--{name}={value}" for name, value in fill.items()]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield Remote(process.stdout.readline().strip(), process.pid)
-    finally:
-        process.kill()
-        process.communicate()
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Remote(process.stdout.readline().strip(), process.pid)
+        finally:
+            process.kill()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="An S3 in memory; prints its URL and serves.")
+    parser = argparse.ArgumentParser(description="An S3 in memory: prints its URL and serves.")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before a request acts")
     parser.add_argument("--until-eof", action="store_true", help="end with standard input")
-    for name in ("bucket", "folder", "target", "key"):
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="of the events")
     for name in ("waiting", "due", "size"):
-        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help="of events")
+        parser.add_argument(f"--{name}", type=int, default=0, help="see FakeS3.fill")
+    for name, default in (("bucket", "events"), ("folder", "later"), ("target", "target")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--key", default="{i}")
     options = vars(parser.parse_args())
-    until_eof = options.pop("until_eof")
+    until_eof, latency = options.pop("until_eof"), options.pop("latency")
     with FakeS3(port=options.pop("port"), recording=False) as s3:
-        s3.latency = options.pop("latency")
-        s3.admin({"fill": options})
-        print(s3.url, flush=True)
+        s3.latency = latency
+        s3.fill(**options)
+        print(s3.url, flush=True)  # noqa: T201  (its one line)
         if until_eof:
             sys.stdin.read()
         else:
