@@ -1,0 +1,179 @@
+"""The name of an event, version 1. Pure: no I/O. Nothing else splits or joins names.
+
+    <folder>/<due>|<bucket>|<key>
+
+Names are in UTC and of one width, so S3's listing order is the order in time: S3 lists in UTF-8
+byte order, which is the order of Python's `str`
+(https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, TypeAlias
+
+from dateutil.parser import isoparse
+
+from .errors import InvalidEvent
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
+
+MAX_NAME = 1024
+"""Bytes of UTF-8: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html"""
+
+When: TypeAlias = datetime | timedelta | str
+"""A moment: an aware datetime, a timedelta from now, or an ISO 8601 string with an offset."""
+
+# What botocore takes as a bucket, so that no event waits whose copy it would refuse to send.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^|]+")
+_NAME = re.compile(
+    r"(?P<due>[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}"
+    r"(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)Z"
+    r"\|(?P<bucket>[^|]+)\|(?P<key>.+)",
+    re.DOTALL,
+)
+_FULL_DUE = "0000-00-00T00:00:00.000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An object that waits in the folder until it is due."""
+
+    due: datetime
+    """When it is to be delivered: aware, in UTC."""
+    bucket: str
+    """The target bucket: a name, or the ARN or alias of an access point."""
+    key: str
+    """The target key."""
+    name: str
+    """Its full object key in the scheduler's bucket: what `cancel` and `reschedule` take."""
+    size: int
+    """The length of its content, in bytes."""
+    etag: str
+    """The ETag that S3 gave its content, quotes and all."""
+
+
+def folder_prefix(folder: str) -> str:
+    """The folder as a prefix of names: with one slash at its end and none at its start."""
+    prefix = folder.strip("/")
+    if not prefix:
+        raise InvalidEvent(
+            f"the folder {folder!r} is empty, so every object of the bucket would be in it; "
+            "give the events a folder of their own, such as 'later'"
+        )
+    return prefix + "/"
+
+
+def to_utc(when: When) -> datetime:
+    """The moment, in UTC. Raises `InvalidEvent` if it has no zone, or no year from 1 to 9999."""
+    try:
+        if isinstance(when, timedelta):
+            moment: object = datetime.now(timezone.utc) + when
+        else:
+            moment = _read(when) if isinstance(when, str) else when
+        if not isinstance(moment, datetime):
+            raise InvalidEvent(
+                f"{when!r} is not a moment; pass an aware datetime, a timedelta from now, "
+                "or an ISO 8601 string such as '2030-01-31T09:00:00Z'"
+            )
+        if moment.utcoffset() is None:
+            raise InvalidEvent(
+                f"{when!r} has no time zone, so its moment is ambiguous; pass an aware one, such "
+                "as datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
+            )
+        return moment.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise InvalidEvent(
+            f"{when!r} is outside the years 1 to 9999 in UTC; choose a moment within them"
+        ) from error
+
+
+def _read(text: str) -> datetime:
+    try:
+        return isoparse(text)
+    except ValueError as error:
+        raise InvalidEvent(
+            f"{text!r} is not an ISO 8601 time ({error}); write it like '2030-01-31T09:00:00Z'"
+        ) from error
+
+
+def stamp(moment: datetime) -> str:
+    """The moment as names have it: UTC, always with microseconds, or their order would break."""
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def encode(prefix: str, due: datetime, bucket: str, key: str) -> str:
+    """The name of an event. Raises `InvalidEvent` for what S3 or `parse` would not take."""
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidEvent(
+            f"{bucket!r} is not a bucket; pass its name, or the ARN or alias of an access point "
+            "(letters, digits, '.', '-' and '_', never '|')"
+        )
+    if not key:
+        raise InvalidEvent(
+            "the key is empty; pass the key that the object shall have at its target"
+        )
+    name = f"{prefix}{stamp(due)}|{bucket}|{key}"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(f"{key!r} is not text that UTF-8 can hold: {error}") from error
+    if size > MAX_NAME:
+        raise InvalidEvent(
+            f"the name {name!r} would be {size} bytes of UTF-8 and S3 takes {MAX_NAME}; "
+            f"make the folder or the key {size - MAX_NAME} bytes shorter"
+        )
+    return name
+
+
+def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
+    """Due time, bucket and key of a name; raises `InvalidEvent` if it is not an event's."""
+    if not name.startswith(prefix):
+        raise InvalidEvent(
+            f"{name!r} is not in the folder {prefix!r}; pass a name that schedule returned"
+        )
+    match = _NAME.fullmatch(name, len(prefix))
+    if match is None or not _BUCKET.fullmatch(match["bucket"]):
+        raise InvalidEvent(
+            f"{name!r} is not the name of an event; "
+            f"those look like '{prefix}2030-01-31T09:00:00.000000Z|bucket|key'"
+        )
+    due = match["due"]
+    try:
+        # A time written by hand may stop early: the rest of it is zeros.
+        moment = datetime.fromisoformat(due + _FULL_DUE[len(due) :])
+    except ValueError as error:
+        raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error
+    return moment.replace(tzinfo=timezone.utc), match["bucket"], match["key"]
+
+
+def event_from(prefix: str, entry: ObjectTypeDef) -> Event:
+    """The event that an entry of a listing is; raises `InvalidEvent` if it is none."""
+    due, bucket, key = parse(prefix, entry["Key"])
+    return Event(due, bucket, key, entry["Key"], entry["Size"], entry["ETag"])
+
+
+def start(prefix: str, moment: datetime) -> str:
+    """Names of this moment and later sort after this string, earlier ones before it."""
+    return prefix + stamp(moment)
+
+
+def end(prefix: str, moment: datetime | None) -> str:
+    """Names of this moment and earlier sort before this string; None: of any moment."""
+    # "}" follows "|", and ":" follows the digits that every due time begins with.
+    return prefix + (":" if moment is None else stamp(moment) + "}")
+
+
+def failed_name(prefix: str, name: str) -> str:
+    """Where a failed event goes: it sorts after every due time, so that no run reads it."""
+    return f"{prefix}failed/{name.removeprefix(prefix)}"
+
+
+def share(bucket: str, key: str, shards: int) -> int:
+    """The shard of a target, the same on every machine and Python (`hash` is neither)."""
+    digest = hashlib.sha256(f"{bucket}|{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % shards
