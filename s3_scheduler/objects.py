@@ -78,6 +78,9 @@ def move(
 ) -> None:
     """Rename the object; raises S3's GONE or CHANGED, and nothing moved, if it is not as seen."""
     etag = copy(client, bucket, event, bucket, name, extra_args)
+    if not etag:
+        copied = head(client, bucket, name)
+        etag = copied["ETag"] if copied else ""
     try:
         delete(client, bucket, event.name, event.etag)
     except ClientError as error:
@@ -103,15 +106,16 @@ def copy(
     to_key: str,
     extra_args: Mapping[str, Any] | None = None,
 ) -> str:
-    """Copy the object inside S3, with its headers, metadata and tags; returns the copy's ETag.
+    """Copy the object inside S3, with its headers, metadata and tags.
 
-    Raises S3's GONE or CHANGED if it is not what was seen.
+    Returns the copy's ETag; empty if S3 did not tell, as of a copy in parts. Raises S3's GONE or
+    CHANGED if the object is not what was seen.
     """
     extra = dict(extra_args or {})
     source: CopySourceTypeDef = {"Bucket": bucket, "Key": event.name}
     if event.size > MAX_COPY:
         _copy_in_parts(client, source, event, to_bucket, to_key, extra)
-        return client.head_object(Bucket=to_bucket, Key=to_key)["ETag"]
+        return ""
     answer = client.copy_object(
         Bucket=to_bucket, Key=to_key, CopySource=source, CopySourceIfMatch=event.etag, **extra
     )
@@ -133,14 +137,10 @@ def _copy_in_parts(
     tags = client.get_object_tagging(**there)["TagSet"]
     seen = client.head_object(**there, IfMatch=event.etag)
     kept: dict[str, Any] = {field: value for field, value in seen.items() if field in _KEPT}
-    arguments = {
-        **kept,
-        "MetadataDirective": "REPLACE",
-        "Tagging": urlencode({tag["Key"]: tag["Value"] for tag in tags}),
-        "TaggingDirective": "REPLACE",
-        **extra_args,
-        "CopySourceIfMatch": event.etag,
-    }
+    if tags:
+        kept["Tagging"] = urlencode({tag["Key"]: tag["Value"] for tag in tags})
+    directives = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
+    arguments = {**kept, **directives, **extra_args, "CopySourceIfMatch": event.etag}
 
     class Seen(BaseSubscriber):
         def on_queued(self, future: Any, **_: Any) -> None:
