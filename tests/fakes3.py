@@ -60,6 +60,7 @@ class Obj:
     """A stored object. It is never changed, only replaced: many names may share one."""
 
     content: bytes
+    size: int  # bytes; of an object that only pretends to be large, more than there are
     etag: str  # in quotes
     headers: dict[str, str]  # content-type and the like; all names are in lower case
     metadata: dict[str, str]  # without x-amz-meta-
@@ -275,19 +276,26 @@ def described(headers: Mapping[str, str]) -> dict[str, Any]:
     tags = dict(parse_qsl(headers.get("x-amz-tagging", ""), keep_blank_values=True))
     if sum(len(name) + len(value) for name, value in metadata.items()) > 2048:
         raise S3Error(400, "MetadataTooLarge")
+    return {"headers": kept, "metadata": metadata, "tags": checked_tags(tags)}
+
+
+def checked_tags(tags: dict[str, str]) -> dict[str, str]:
     if len(tags) > 10:
         raise S3Error(400, "BadRequest", "Object tags cannot be greater than 10")
-    return {"headers": kept, "metadata": metadata, "tags": tags}
+    if not all(re.fullmatch(r"[\w\s+\-=.:/@]*", text) for pair in tags.items() for text in pair):
+        raise S3Error(400, "InvalidTag", "The tag you have provided is invalid")
+    return tags
 
 
-def new_object(headers: Mapping[str, str], content: bytes) -> Obj:
-    return Obj(content, etag_of(content), modified=int(time.time()), **described(headers))
+def new_object(headers: Mapping[str, str], content: bytes, size: int | None = None) -> Obj:
+    size, now = len(content) if size is None else size, int(time.time())
+    return Obj(content, size, etag_of(content), modified=now, **described(headers))
 
 
 def shown(obj: Obj) -> dict[str, str]:
     """The headers of an answer to GET or HEAD."""
     return {
-        "content-length": str(len(obj.content)),
+        "content-length": str(obj.size),
         "etag": obj.etag,
         "last-modified": http_date(obj.modified),
         "accept-ranges": "bytes",
@@ -340,7 +348,7 @@ def listed(name: str, obj: Obj | None) -> str:
         return f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
     return (
         f"<Contents><Key>{name}</Key><LastModified>{iso_date(obj.modified)}</LastModified>"
-        f"<ETag>&quot;{obj.etag[1:-1]}&quot;</ETag><Size>{len(obj.content)}</Size>"
+        f"<ETag>&quot;{obj.etag[1:-1]}&quot;</ETag><Size>{obj.size}</Size>"
         f"<StorageClass>{obj.headers.get(STORAGE_CLASS, 'STANDARD')}</StorageClass></Contents>"
     )
 
@@ -352,6 +360,7 @@ def copied(etag: str) -> str:
 @dataclass(slots=True)
 class Part:
     content: bytes
+    size: int
     etag: str
     source: Location | None
 
@@ -520,13 +529,12 @@ class Operations:
             raise FAILED
         if "range" not in request.headers:
             return Answer(200, shown(obj), obj.content)
-        size = len(obj.content)
-        first, end = byte_range(request.headers["range"], size)
+        first, end = byte_range(request.headers["range"], obj.size)
         part = {
-            "content-length": f"{end - first}",
-            "content-range": f"bytes {first}-{end - 1}/{size}",
+            "content-length": str(end - first),
+            "content-range": f"bytes {first}-{end - 1}/{obj.size}",
         }
-        return Answer(206, {**shown(obj), **part}, obj.content[first:end])
+        return Answer(206, shown(obj) | part, obj.content[first:end])
 
     @route("HEAD key")
     def head_object(self, request: Request) -> Answer:
@@ -537,7 +545,7 @@ class Operations:
         headers, target = request.headers, (request.bucket, request.key)
         self._check_write(request)
         obj = self._source(request)
-        if len(obj.content) > self.max_copy:
+        if obj.size > self.max_copy:
             raise S3Error(400, "InvalidRequest", "The specified copy source is too large")
         replaced = headers.get("x-amz-metadata-directive") == "REPLACE"
         changing = (*NOT_COPIED, "x-amz-server-side-encryption")
@@ -552,7 +560,7 @@ class Operations:
         if headers.get("x-amz-tagging-directive") != "REPLACE":
             new["tags"] = obj.tags
         etag = etag_of(obj.content) if "-" in obj.etag else obj.etag
-        obj = Obj(obj.content, etag, modified=int(time.time()), **new)
+        obj = Obj(obj.content, obj.size, etag, modified=int(time.time()), **new)
         self._changed("copy", *target, obj, request.source)
         return result("CopyObjectResult", copied(etag))
 
@@ -616,7 +624,7 @@ class Operations:
             raise MALFORMED
         found = request.xml.iterfind("{*}TagSet/{*}Tag")
         tags = {each.findtext("{*}Key", ""): each.findtext("{*}Value", "") for each in found}
-        self.buckets[request.bucket][request.key] = replace(obj, tags=tags)
+        self.buckets[request.bucket][request.key] = replace(obj, tags=checked_tags(tags))
         return Answer()
 
     @route("POST key?uploads")
@@ -637,19 +645,23 @@ class Operations:
     def upload_part(self, request: Request) -> Answer:
         upload = self._upload(request)
         check_content(request.headers, request.body)
-        part = Part(request.body, etag_of(request.body), None)
+        part = Part(request.body, len(request.body), etag_of(request.body), None)
         upload.parts[int(request.query["partNumber"])] = part
         return Answer(200, {"etag": part.etag})
 
     @route("PUT key?uploadId copy")
     def upload_part_copy(self, request: Request) -> Answer:
-        upload, content = self._upload(request), self._source(request).content
+        upload, obj = self._upload(request), self._source(request)
+        first, end = 0, obj.size
         if (wanted := request.headers.get("x-amz-copy-source-range")) is not None:
             match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
-            if not match or not int(match[1]) <= int(match[2]) < len(content):
+            if not match or not int(match[1]) <= int(match[2]) < obj.size:
                 raise S3Error(400, "InvalidArgument", "Range is not valid for the source object")
-            content = content[int(match[1]) : int(match[2]) + 1]
-        part = Part(content, etag_of(content), request.source)
+            first, end = int(match[1]), int(match[2]) + 1
+        if end - first > 5 * 1024**3:
+            raise S3Error(400, "InvalidRequest", "The specified copy source is too large")
+        content = obj.content[first:end]
+        part = Part(content, end - first, etag_of(content), request.source)
         upload.parts[int(request.query["partNumber"])] = part
         return result("CopyPartResult", copied(part.etag))
 
@@ -659,19 +671,20 @@ class Operations:
         elements = request.xml.findall("{*}Part") if request.xml is not None else []
         numbers = [int(element.findtext("{*}PartNumber", "0")) for element in elements]
         etags = [element.findtext("{*}ETag", "").strip('"') for element in elements]
-        parts = [upload.parts.get(number, Part(b"", "", None)) for number in numbers]
+        parts = [upload.parts.get(number, Part(b"", 0, "", None)) for number in numbers]
         if not parts:
             raise MALFORMED
         if numbers != sorted(set(numbers)):
             raise S3Error(400, "InvalidPartOrder")
         if etags != [part.etag.strip('"') for part in parts]:
             raise S3Error(400, "InvalidPart")
-        if any(len(part.content) < self.min_part for part in parts[:-1]):
+        if any(part.size < self.min_part for part in parts[:-1]):
             raise S3Error(400, "EntityTooSmall")
         self._check_write(request)
         digest = hashlib.md5(b"".join(bytes.fromhex(etag) for etag in etags)).hexdigest()
         content, etag = b"".join(part.content for part in parts), f'"{digest}-{len(parts)}"'
-        obj = Obj(content, etag, modified=int(time.time()), **upload.description)
+        size = sum(part.size for part in parts)
+        obj = Obj(content, size, etag, modified=int(time.time()), **upload.description)
         source = parts[0].source
         self._changed("copy" if source else "put", request.bucket, request.key, obj, source)
         del self.uploads[request.query["uploadId"]]
@@ -753,9 +766,21 @@ class FakeS3(Operations):
     def client(self, **config: Any) -> Any:
         return client(self.url, **config)
 
-    def put(self, bucket: str, key: str, content: bytes = b"", **headers: str) -> Obj:
-        """Store an object without a request; headers as in `content_type`, `x_amz_meta_author`."""
-        obj = new_object({k.replace("_", "-").lower(): v for k, v in headers.items()}, content)
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        content: bytes = b"",
+        *,
+        size: int | None = None,
+        **headers: str,
+    ) -> Obj:
+        """Store an object without a request; headers as in `content_type`, `x_amz_meta_author`.
+
+        With `size` it is listed and copied as if it were so large; a GET answers `content`.
+        """
+        names = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+        obj = new_object(names, content, size)
         with self._lock:
             self._changed("put", bucket, key, obj)
         return obj
@@ -966,11 +991,11 @@ class Connection(asyncio.Protocol):
     def send(self, method: str, answer: Answer) -> None:
         status, headers, body = answer
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "x-amz-request-id: FAKE"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
         if method == "HEAD":
             body = b""
-        if "content-length" not in headers and status != 204:
-            lines.append(f"content-length: {len(body)}")
+        elif status != 204:
+            headers = {**headers, "content-length": str(len(body))}
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "\r\n"]).encode("latin-1") + body)
         self.busy = False
         if self.received:
