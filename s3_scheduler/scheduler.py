@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from s3transfer.compat import seekable
+from s3transfer.utils import ReadFileChunk
 
 from . import names
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
@@ -109,12 +111,8 @@ class Scheduler:
         _refuse_uncopyable(extra)
         if isinstance(body, str):
             body = body.encode()
-        elif isinstance(body, io.TextIOBase):
-            raise InvalidEvent(f"{body!r} is a text file; open it in binary mode ('rb')")
-        elif not isinstance(body, bytes | bytearray) and not hasattr(body, "read"):
-            raise InvalidEvent(
-                f"the body is a {type(body).__name__}; pass bytes, str or a binary file"
-            )
+        elif not isinstance(body, bytes | bytearray):
+            _refuse_unreadable(body)
         if not replace:
             self._create(name, body, extra)
         elif isinstance(body, bytes | bytearray):
@@ -124,20 +122,26 @@ class Scheduler:
         return name
 
     def _create(self, name: str, body: bytes | BinaryIO, extra: dict[str, Any]) -> None:
-        file = None if isinstance(body, bytes | bytearray) else body
-        if file and not file.seekable():
-            raise InvalidEvent(
-                f"{file!r} cannot seek, and replace=False sends the body in one PutObject; "
-                "pass a seekable file or bytes, or leave out replace=False"
-            )
-        position = file.tell() if file else 0
+        content: Any = body
+        if not isinstance(body, bytes | bytearray):
+            if not seekable(body):
+                raise InvalidEvent(
+                    f"{body!r} cannot seek, and replace=False sends the body in one PutObject; "
+                    "pass a seekable file or bytes, or leave out replace=False"
+                )
+            position = body.tell()
+            body.seek(0, io.SEEK_END)
+            end = body.tell()
+            body.seek(position)
+            # Its start is where the file stood: boto3's own retries rewind to the start.
+            content = ReadFileChunk(body, end - position, end)
 
         def put() -> None:
-            if file:
-                file.seek(position)
+            if content is not body:
+                content.seek(0)
             try:
                 self.client.put_object(
-                    Bucket=self.bucket, Key=name, Body=body, IfNoneMatch="*", **extra
+                    Bucket=self.bucket, Key=name, Body=content, IfNoneMatch="*", **extra
                 )
             except ClientError as error:
                 if error_code(error) in CHANGED:
@@ -217,6 +221,13 @@ class Scheduler:
                     yield names.event_from(self.prefix, entry)
                 except InvalidEvent:
                     continue
+
+
+def _refuse_unreadable(body: Any) -> None:
+    if not hasattr(body, "read"):
+        raise InvalidEvent(f"the body is a {type(body).__name__}; pass bytes, str or a binary file")
+    if isinstance(body.read(0), str):
+        raise InvalidEvent(f"{body!r} is a text file; open it in binary mode ('rb')")
 
 
 def _refuse_uncopyable(extra_args: Mapping[str, Any]) -> None:
