@@ -63,12 +63,18 @@ def run_due(
     takes the i-th share (0 to n - 1) of the targets. `extra_args` is for the copies, as boto3's
     `ExtraArgs`: ACL, StorageClass, encryption, ExpectedBucketOwner.
 
-    Raises `InvalidEvent` for a naive `now` or a shard that does not exist, and what S3 answers if
-    the folder cannot be listed. Ctrl-C, too, finishes and cleans up what is in flight.
+    Raises `InvalidEvent` for a naive `now`, a shard that does not exist or `target_buckets` that
+    are one `str`, and what S3 answers if the folder cannot be listed. Ctrl-C, too,
+    finishes and cleans up what is in flight.
     """
     index, shards = shard
     if not 0 <= index < shards:
         raise InvalidEvent(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
+    if isinstance(target_buckets, str):
+        raise InvalidEvent(
+            f"target_buckets {target_buckets!r} would take every bucket named by a part of it; "
+            f"pass a collection, such as {[target_buckets]!r}"
+        )
     moment = datetime.now(timezone.utc) if now is None else names.to_utc(now)
     delivery = Delivery(
         scheduler.client,
