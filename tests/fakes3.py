@@ -37,7 +37,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
@@ -731,6 +731,7 @@ class FakeS3(Operations):
         self.before: Callable[[Request], object] = lambda request: None  # just before it acts
         self.after: Callable[[Request], object] = lambda request: None  # just after
         self.connections: set[Connection] = set()
+        self._clients = ExitStack()
         self._lock = threading.RLock()  # held by whoever changes the buckets
         self._counts: Counter[str] = Counter()
         self._broken: list[Exception] = []
@@ -746,6 +747,7 @@ class FakeS3(Operations):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
+        self._clients.close()
         if self._broken and kind is None:
             raise self._broken[0]
 
@@ -764,7 +766,8 @@ class FakeS3(Operations):
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **config: Any) -> Any:
-        return client(self.url, **config)
+        """Make a boto3 client (see below), which lives as long as the server."""
+        return self._clients.enter_context(closing(client(self.url, **config)))
 
     def put(
         self,
@@ -1026,9 +1029,10 @@ class Remote:
 
     def __init__(self, url: str, pid: int) -> None:
         self.url, self.pid = url, pid
+        self._clients = ExitStack()
 
     def client(self, **config: Any) -> Any:
-        return client(self.url, **config)
+        return self._clients.enter_context(closing(client(self.url, **config)))
 
     def _control(self, name: str, **options: Any) -> Any:
         body = json.dumps([name, options]).encode()
@@ -1061,9 +1065,11 @@ def spawn(latency: float = 0.0, **fill: Any) -> Iterator[Remote]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        remote = Remote(process.stdout.readline().strip(), process.pid)
         try:
-            yield Remote(process.stdout.readline().strip(), process.pid)
+            yield remote
         finally:
+            remote._clients.close()
             process.kill()
 
 

@@ -337,7 +337,7 @@ def test_headers_and_metadata(server):
         del expected["Expires"]
         assert {name: answer.get(name) for name in expected} == expected
         assert answer["ContentLength"] == 5
-        assert answer["TagCount"] == 2
+        assert answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-tagging-count"] == "2"
     assert got["Body"].read() == b"12345"
     assert server.tags(server.bucket, "a") == {"color": "dark red", "empty": ""}
 
@@ -411,7 +411,7 @@ def test_get_if_match(server):
     """GET and HEAD with If-Match give only what was seen."""
     place = {"Bucket": server.bucket, "Key": "a"}
     etag = server.put("a")
-    assert server.client.get_object(**place, IfMatch=etag)["ETag"] == etag
+    assert server.client.get_object(**place, IfMatch=etag)["Body"].read() == b"body"
     assert server.client.head_object(**place, IfMatch=etag)["ETag"] == etag
     assert refusal(server.client.get_object, **place, IfMatch=WRONG) == FAILED
     assert refusal(server.client.head_object, **place, IfMatch=WRONG) == (412, "412")
@@ -486,7 +486,7 @@ def test_copy_keeps_everything(server):
     answer = server.copy("a")
     before = server.client.head_object(Bucket=server.bucket, Key="a")
     after = server.client.head_object(Bucket=server.target, Key="a")
-    for kept in (*HEADERS, "ETag", "ContentLength", "TagCount"):
+    for kept in (*HEADERS, "ETag", "ContentLength"):
         assert after[kept] == before[kept]
     # SeaweedFS leaves out the quotes here.
     assert answer["CopyObjectResult"]["ETag"].strip('"') == etag.strip('"')
@@ -577,6 +577,9 @@ def test_copy_within_bucket(server):
 
 def test_copy_if_none_match(server):
     """If-None-Match: * refuses to overwrite the target of a copy."""
+    members = server.client.meta.service_model.operation_model("CopyObject").input_shape.members
+    if "IfNoneMatch" not in members:
+        pytest.skip("this boto3 is too old to ask")
     server.put("a")
     server.copy("a", IfNoneMatch="*")
     assert refusal(server.copy, "a", IfNoneMatch="*") == FAILED
