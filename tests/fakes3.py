@@ -427,7 +427,7 @@ class Operations:
         if only is not None and self.conditions == "honoured" and not same(only, obj):
             raise FAILED
         if obj.headers.get(STORAGE_CLASS) in ("GLACIER", "DEEP_ARCHIVE"):
-            raise S3Error(403, "InvalidObjectState", "The source object is archived")
+            raise S3Error(403, "ObjectNotInActiveTierError", "The source object is archived")
         return obj
 
     def _check_write(self, request: Request) -> None:

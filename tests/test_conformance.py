@@ -589,7 +589,7 @@ def test_copy_if_none_match(server):
 def test_copy_archived(server):
     """What is archived must be restored before it can be copied."""
     server.put("a", StorageClass="GLACIER")
-    assert refusal(server.copy, "a") == (403, "InvalidObjectState")
+    assert refusal(server.copy, "a") == (403, "ObjectNotInActiveTierError")
 
 
 # --- DeleteObject, DeleteObjects ------------------------------------------------------------------
