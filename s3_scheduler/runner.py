@@ -277,7 +277,7 @@ class _Run:
     def _delete_is_due(self) -> bool:
         return bool(self.copied) and (
             len(self.copied) >= BATCH
-            or self._held() >= PLACES
+            or (self._held() >= PLACES and not self.deleting)
             or time.monotonic() - self.copied_since >= PATIENCE
             or any(self.backlog.is_awaited(event) for event in self.copied)
         )
