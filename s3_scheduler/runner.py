@@ -250,7 +250,7 @@ class _Run:
         if outcome == "copied":
             self.confirmed += 1
             elapsed = timedelta(seconds=time.monotonic() - self.started)
-            self.max_delay = max(self.max_delay, self.delivery.now + elapsed - event.due)
+            self.max_delay = max(self.max_delay, elapsed + (self.delivery.now - event.due))
             if not self.copied:
                 self.copied_since = time.monotonic()
             self.copied.append(event)
