@@ -116,9 +116,15 @@ def copy(
     if event.size > MAX_COPY:
         _copy_in_parts(client, source, event, to_bucket, to_key, extra)
         return ""
-    answer = client.copy_object(
-        Bucket=to_bucket, Key=to_key, CopySource=source, CopySourceIfMatch=event.etag, **extra
-    )
+    try:
+        answer = client.copy_object(
+            Bucket=to_bucket, Key=to_key, CopySource=source, CopySourceIfMatch=event.etag, **extra
+        )
+    except ClientError as error:
+        if error_code(error) != "NotImplemented":
+            raise
+        # A store without conditional copies: the condition on the delete has to do.
+        answer = client.copy_object(Bucket=to_bucket, Key=to_key, CopySource=source, **extra)
     return answer.get("CopyObjectResult", {}).get("ETag", "")
 
 
