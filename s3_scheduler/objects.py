@@ -159,6 +159,10 @@ def _copy_in_parts(
         with create_transfer_manager(client, config) as manager:
             manager.copy(source, to_bucket, to_key, arguments, [Seen()]).result()
     except Exception as error:
+        # Newer managers set the tags last, when a consumer may have taken the copy away already.
+        tagging = getattr(error, "operation_name", None) == "PutObjectTagging"
+        if tagging and error_code(error) in GONE:
+            return
         # Newer managers wrap the answer that says that a part's source has changed.
         if isinstance(error.__context__, ClientError):
             raise error.__context__ from None
