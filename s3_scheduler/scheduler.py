@@ -29,6 +29,14 @@ T = TypeVar("T")
 WIDTH = 16
 """Connections of the default client, and so copies that a run has in flight."""
 
+CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=60,
+    retries={"mode": "standard", "total_max_attempts": 3},
+    max_pool_connections=WIDTH,
+)
+"""The default client's settings; times in seconds."""
+
 
 class Scheduler:
     """Events in one folder of one bucket: `s3://<bucket>/<folder>/<due>|<bucket>|<key>`.
@@ -67,15 +75,7 @@ class Scheduler:
         """The boto3 client that every request goes through."""
         with self._making_client:
             if self._client is None:
-                self._client = boto3.client(
-                    "s3",
-                    config=Config(
-                        connect_timeout=5,
-                        read_timeout=60,
-                        retries={"mode": "standard", "total_max_attempts": 3},
-                        max_pool_connections=WIDTH,
-                    ),
-                )
+                self._client = boto3.client("s3", config=CONFIG)
             return self._client
 
     def schedule(
