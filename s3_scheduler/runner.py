@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 PLACES = 100
 """Events that may be copied and not confirmed deleted: those a killed run delivers twice."""
-BATCH = 80
-"""Events for one DeleteObjects: fewer than PLACES, so that copies go on meanwhile."""
+BATCH = 50
+"""Events for one DeleteObjects: half of PLACES, so that as many are copied meanwhile."""
 PATIENCE = 1.0
 """Seconds for which a copied event waits for others to be deleted with."""
 REPORTED_FAILURES = 1_000

@@ -1,0 +1,40 @@
+"""The requests that a run makes, and that the benchmarks work; times are theirs to tell."""
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fakes3 import spawn
+
+from s3_scheduler import Scheduler, run_due
+
+BENCHMARKS = Path(__file__).with_name("benchmarks")
+
+
+def test_a_run_makes_at_most_1_03_requests_an_event_whatever_waits():
+    """A busy run costs its copies, few deletes and few pages; an idle one costs one request."""
+    with (
+        spawn(due=3_000, waiting=100_000) as s3,
+        closing(s3.client(max_pool_connections=16)) as client,
+    ):
+        scheduler = Scheduler("events", "later", client)
+        assert run_due(scheduler).copied == 3_000
+        busy = s3.count()
+        assert busy["CopyObject"] == 3_000
+        assert busy.total() <= 1.03 * 3_000
+        assert run_due(scheduler).copied == 0
+        assert s3.count() - busy == {"ListObjectsV2": 1}
+        assert s3.sizes() == {"events": 100_000, "target": 3_000}
+
+
+@pytest.mark.slow
+def test_the_benchmarks_run():
+    """`python tests/benchmarks --quick` tells how every contender did."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS, "--quick"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    for label in ("run_due", "(a)", "(b)", "(d)", "width 64", "4 shards", "Idle run: 1.000"):
+        assert f"\n{label}" in done.stdout
