@@ -166,14 +166,14 @@ class _Run:
             max_delay=self.max_delay,
         )
         logger.info(
-            "run_due copied %d failed %d invalid %d unfinished %d max_delay %.3f s3://%s/%s",
+            "run_due s3://%s/%s copied %d failed %d invalid %d unfinished %d max_delay %.3f",
+            self.delivery.bucket,
+            self.delivery.prefix,
             report.copied,
             report.failed_count,
             report.invalid_count,
             report.unfinished,
             report.max_delay.total_seconds(),
-            self.delivery.bucket,
-            self.delivery.prefix,
         )
         return report
 
