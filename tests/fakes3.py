@@ -740,6 +740,8 @@ class FakeS3(Operations):
         self.loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = self._listener.getsockname()[1]
+        serving = self.loop.create_server(lambda: Connection(self), sock=self._listener)
+        self._server = self.loop.run_until_complete(serving)
         self._thread = threading.Thread(target=self._serve, name="fakes3", daemon=True)
         self._thread.start()
         return self
@@ -752,10 +754,8 @@ class FakeS3(Operations):
             raise self._broken[0]
 
     def _serve(self) -> None:
-        serving = self.loop.create_server(lambda: Connection(self), sock=self._listener)
-        server = self.loop.run_until_complete(serving)
         self.loop.run_forever()
-        server.close()
+        self._server.close()
         for connection in list(self.connections):
             connection.transport.abort()
         self.loop.run_until_complete(asyncio.sleep(0))
