@@ -1,0 +1,135 @@
+"""A run in a storm, beside other runs, and among slow answers."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from fakes3 import Error, Reset
+from folder import NOW, WIDTH, lost, opened, out_of_order, repeats
+
+from s3_scheduler import Scheduler, run_due
+
+
+@pytest.fixture
+def folder(fake):
+    with opened(fake) as folder:
+        yield folder
+
+
+def fill(folder, events, targets):
+    """Put events that are long due; what is to be on top of each target, at last."""
+    on_top = {}
+    for i in range(events):
+        key = f"k{i * 7 % targets}"
+        on_top[key] = b"%d" % i
+        folder.put(10**6 - i, key, on_top[key])
+    return on_top
+
+
+def weather(*faults, share, seed=0):
+    """Let each request meet each of the faults with a probability of `share`."""
+    rng = random.Random(seed)
+
+    def fault(request):
+        number = int(rng.random() / share)
+        return faults[number] if number < len(faults) else None
+
+    return fault
+
+
+def run_until_done(folder, runs):
+    """Repeat runs, of which some cannot list the folder; what they reported."""
+    reports = []
+    for _ in range(runs):
+        if not folder.waiting:
+            break
+        with suppress(ClientError, BotoCoreError):
+            reports.append(folder.run())
+    return reports
+
+
+def test_storm(folder):
+    """With 32 % of all requests failing, runs deliver all, lose nothing, quarantine nothing."""
+    on_top = fill(folder, 600, 400)
+    folder.s3.fault = weather(
+        Error(503, "SlowDown"), Error(500, "InternalError"), Reset(), Reset(after=True), share=0.08
+    )
+    reports = run_until_done(folder, 200)
+    assert folder.waiting == []
+    assert folder.arrived == on_top
+    assert lost(folder.s3.history) == []
+    assert out_of_order(folder.s3.history) == []
+    assert len(set(folder.deliveries)) == 600
+    assert repeats(folder.s3.history) <= (100 + WIDTH) * folder.s3.count()["ListObjectsV2"]
+    assert sum(report.failed_count for report in reports) > 50
+    assert not any(failure.quarantined for report in reports for failure in report.failed)
+
+
+def test_storm_with_retries(fake):
+    """So it is when boto3 tries each request three times."""
+    with opened(fake, retries={"mode": "standard", "total_max_attempts": 3}) as folder:
+        on_top = fill(folder, 60, 40)
+        folder.s3.fault = weather(
+            Error(503, "SlowDown"),
+            Error(500, "InternalError"),
+            Reset(),
+            Reset(after=True),
+            share=0.08,
+        )
+        reports = run_until_done(folder, 50)
+        assert folder.waiting == []
+        assert folder.arrived == on_top
+        assert lost(folder.s3.history) == []
+        assert len(set(folder.deliveries)) == 60
+        assert not any(failure.quarantined for report in reports for failure in report.failed)
+
+
+def test_overlap(folder):
+    """Three runs at once over one backlog deliver every event, and nothing fails."""
+    fill(folder, 500, 400)
+    rng = random.Random(0)
+    folder.s3.latency = lambda request: rng.random() / 50
+    clients = [folder.s3.client(max_pool_connections=WIDTH) for _ in range(3)]
+    for _ in range(10):
+        with ThreadPoolExecutor(3) as pool:
+            runs = [
+                pool.submit(run_due, Scheduler("events", "later", client), now=NOW)
+                for client in clients
+            ]
+        assert [run.result().failed_count for run in runs] == [0, 0, 0]
+        if not folder.waiting:
+            break
+    for client in clients:
+        client.close()
+    assert folder.waiting == []
+    assert len(set(folder.deliveries)) == 500
+    assert repeats(folder.s3.history) > 0
+    assert lost(folder.s3.history) == []
+
+
+def test_order(folder):
+    """Among random latency and 5 % of throttling, each target sees its events in order."""
+    on_top = fill(folder, 300, 6)
+    rng = random.Random(0)
+    folder.s3.latency = lambda request: rng.random() / 100
+    folder.s3.fault = weather(Error(503, "SlowDown"), share=0.05)
+    reports = run_until_done(folder, 300)
+    assert folder.waiting == []
+    assert out_of_order(folder.s3.history) == []
+    assert folder.arrived == on_top
+    assert len(set(folder.deliveries)) == 300
+    assert sum(report.failed_count for report in reports) > 5
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards(folder, count):
+    """Shards at work at once share the targets: each event is delivered once, and in order."""
+    on_top = fill(folder, 200, 40)
+    with ThreadPoolExecutor(count) as pool:
+        runs = [pool.submit(folder.run, shard=(i, count)) for i in range(count)]
+    assert sum(run.result().copied for run in runs) == 200
+    assert folder.arrived == on_top
+    assert repeats(folder.s3.history) == 0
+    assert out_of_order(folder.s3.history) == []
