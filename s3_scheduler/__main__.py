@@ -41,7 +41,10 @@ def _moment(text: str) -> datetime:
     try:
         return names.to_utc(when)
     except InvalidEvent as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        what = str(error).partition("; ")[0]  # the library's advice is for programs
+        raise argparse.ArgumentTypeError(
+            f"{what}; write it like 2030-01-31T09:00:00+01:00, +2h or now"
+        ) from error
 
 
 def _patience(text: str) -> timedelta | None:

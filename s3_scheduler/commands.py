@@ -46,7 +46,7 @@ def _uri(bucket: str, key: str) -> str:
 def _read_uri(text: str) -> tuple[str, str]:
     match = _URI.fullmatch(text)
     if not match:
-        raise InvalidEvent(f"{text!r} is not an S3 URI with a key; write s3://my-bucket/later")
+        raise InvalidEvent(f"{text!r} is no URI of a folder or key; write it like s3://bucket/key")
     return match[1], match[2]
 
 
@@ -70,7 +70,9 @@ def _chosen(arguments: list[str], client: S3Client) -> list[tuple[Scheduler, str
             if not chosen[-1][1]:
                 chosen.pop()
         else:
-            raise InvalidEvent(f"{argument!r} follows no folder; write s3://my-bucket/later first")
+            raise InvalidEvent(
+                f"{argument!r} follows no folder; write s3://bucket/folder before it"
+            )
         chosen.append((Scheduler(bucket, folder or name, client), name if folder else ""))
     return chosen
 
@@ -87,7 +89,7 @@ def _folder_of(key: str) -> str:
 def _events(options: Namespace, client: S3Client) -> list[tuple[Scheduler, str]]:
     chosen = _chosen(options.EVENT, client)
     if not all(name for _, name in chosen):
-        raise InvalidEvent("which events of the folder? write their names behind it")
+        raise InvalidEvent("a folder alone tells no event; write the names of some behind it")
     return chosen
 
 
@@ -125,7 +127,7 @@ def schedule(options: Namespace, client: S3Client) -> bool:
 
 def list_(options: Namespace, client: S3Client) -> bool:
     """Show events, soonest first."""
-    scheduler = _scheduler(options.FOLDER + "/failed" * options.failed, client)
+    scheduler = _scheduler(options.FOLDER.rstrip("/") + "/failed" * options.failed, client)
     # A pipe holds a page of lines: in a short one, `| head` ends us before the next request.
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl  # noqa: PLC0415  (Linux)
@@ -188,9 +190,11 @@ def cancel(options: Namespace, client: S3Client) -> bool:
 def reschedule(options: Namespace, client: S3Client) -> bool:
     """Move events to another moment."""
     amiss = False
-    for scheduler, name in _events(options, client):
+    events = _events(options, client)
+    for scheduler, name in events:
         if scheduler.prefix.endswith("/failed/"):
             raise InvalidEvent(f"{_uri(scheduler.bucket, name)} has failed; retry it first")
+    for scheduler, name in events:
         try:
             print(_uri(scheduler.bucket, scheduler.reschedule(name, options.WHEN)))
         except NotScheduled:
@@ -300,7 +304,8 @@ class _Log(logging.StreamHandler):  # type: ignore[type-arg]
     def format(self, record: logging.LogRecord) -> str:
         self.failed |= record.levelno >= logging.ERROR
         advice = [_advice(value) for value in record.args or () if isinstance(value, Exception)]
-        return _one_line("; ".join([f"s3-scheduler: {record.getMessage()}", *filter(None, advice)]))
+        message = record.getMessage().rstrip(".")
+        return _one_line("; ".join([f"s3-scheduler: {message}", *filter(None, advice)]))
 
 
 _ADVICE = {
@@ -326,7 +331,7 @@ def _advice(error: Exception) -> str:
 
 def explain(error: Exception) -> str:
     """Say what went wrong, and what to do about it."""
-    return "; ".join(filter(None, [str(error), _advice(error)]))
+    return "; ".join(filter(None, [str(error).rstrip("."), _advice(error)]))
 
 
 def complain(text: str) -> None:

@@ -450,7 +450,7 @@ def test_retry_some(cli, fake):
     assert code == 1
     assert out.splitlines() == [f"s3://events/later/{LONG_AGO}|target|{key}" for key in "abcd"]
     assert err.startswith(f"s3-scheduler: s3://events/later/{FAILED}x is not there")
-    assert cli.line("list", "s3://events/later", "--failed").endswith("s3://target/e")
+    assert cli.line("list", "s3://events/later/", "--failed").endswith("s3://target/e")
 
 
 def test_retry_does_not_replace(cli, fake):
@@ -754,3 +754,29 @@ def test_help(cli, name):
     code, out, _ = cli(name, "--help")
     assert code == 0
     assert f"example: s3-scheduler {name} " in " ".join(out.split())
+
+
+@pytest.mark.slow
+def test_readme_session(seaweed, bucket, target, new_buckets, tmp_path):
+    """The session in the README happens as it is shown there, but for its times."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = re.search(
+        r"^## Command line\n.*?```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL
+    )
+    if not section:
+        pytest.skip("the README has no such section yet")
+    session = section[1]
+    for name, own in (("my-bucket", bucket), ("shop", target), ("audit", next(new_buckets))):
+        session = re.sub(rf"\b{name}\b", own, session)
+    for exchange in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+        command, _, shown = exchange.partition("\n")
+        script = f's3-scheduler() {{ {sys.executable} -m s3_scheduler "$@"; }}; {command}'
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        bash = ["/bin/bash", "-c", script]
+        done = subprocess.run(bash, env=environment(seaweed), cwd=tmp_path, check=False, **pipes)
+        assert timeless(done.stdout) == timeless(shown)
+
+
+def timeless(text):
+    text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", text)
+    return re.sub(r"( +in)? +\d+ (d|h|min|s)( \d+ (h|min))?( late)?", " SPAN", text)
