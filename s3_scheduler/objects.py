@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -151,7 +152,7 @@ def _copy_in_parts(
     class Seen(BaseSubscriber):
         def on_queued(self, future: Any, **_: Any) -> None:
             future.meta.provide_transfer_size(event.size)
-            if hasattr(future.meta, "provide_object_etag"):
+            with suppress(AttributeError):  # older managers do not ask
                 future.meta.provide_object_etag(event.etag)
 
     config = TransferConfig(multipart_chunksize=PART, preferred_transfer_client="classic")
