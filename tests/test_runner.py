@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from fakes3 import FakeS3
+from fakes3 import Error, FakeS3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
@@ -313,6 +313,36 @@ def test_shards(world):
     assert sum(shares) == 60
     assert all(shares)
     assert world.arrived == {key: b"%d" % number for number, key in enumerate(keys)}
+
+
+@pytest.mark.parametrize("refusal", [Error(501, "NotImplemented"), Error(400, "MalformedXML")])
+def test_a_store_without_conditional_deletes(fake, refusal):
+    """Where S3's per-key ETags are refused, what was copied is deleted without them."""
+    fake.fill(due=20)
+    fake.fault = lambda request: (
+        refusal if request.operation == "DeleteObjects" and b"<ETag>" in request.body else None
+    )
+    client = fake.client(max_pool_connections=16)
+    report = run_due(Scheduler("events", "later", client))
+    assert (report.copied, report.failed, report.unfinished) == (20, (), False)
+    assert fake.sizes() == {"events": 0, "target": 20}
+    client.close()
+
+
+def test_an_odd_name_that_goes_meanwhile(fake):
+    """What another deletes once it is copied is gone, also if it is deleted by itself."""
+    fake.fill(due=1, key="line\n{i}")
+    (name,) = fake.buckets["events"]
+
+    def before(request):
+        if request.operation == "DeleteObject":
+            fake.delete("events", name)
+
+    fake.before = before
+    client = fake.client()
+    report = run_due(Scheduler("events", "later", client))
+    assert (report.copied, report.failed, report.unfinished) == (1, (), False)
+    client.close()
 
 
 # --- What it costs --------------------------------------------------------------------------------

@@ -661,6 +661,41 @@ def test_reschedule_on_a_real_server(seaweed_client, bucket):
     assert (after.size, after.etag) == (before.size, before.etag)
 
 
+GIB = 1024**3
+
+
+def test_reschedule_of_a_large_event(s3, scheduler):
+    """What is too large for one CopyObject is moved whole, too."""
+    s3.put("events", AT_NINE, b"large", size=6 * GIB, content_type="a/b", x_amz_tagging="a=b")
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    ((name, moved),) = s3.buckets["events"].items()
+    assert (name, moved.size) == (AT_TEN, 6 * GIB)
+    assert (moved.headers["content-type"], moved.tags) == ("a/b", {"a": "b"})
+
+
+def test_reschedule_of_a_large_event_that_goes_meanwhile(s3, scheduler):
+    """It is withdrawn from its new name like any other."""
+    s3.put("events", AT_NINE, b"large", size=6 * GIB)
+    before_each(s3, "DeleteObject", lambda: s3.delete("events", AT_NINE))
+    with pytest.raises(NotScheduled):
+        scheduler.reschedule(AT_NINE, TEN)
+    assert contents(s3) == {}
+
+
+def test_reschedule_of_a_large_event_that_goes_from_both_names(s3, scheduler):
+    """What is gone from its new name already, too, needs no withdrawal."""
+    s3.put("events", AT_NINE, b"large", size=6 * GIB)
+
+    def both_gone():
+        for name in list(s3.buckets["events"]):
+            s3.delete("events", name)
+
+    before_each(s3, "HeadObject", lambda: None, lambda: None, both_gone)
+    with pytest.raises(NotScheduled):
+        scheduler.reschedule(AT_NINE, TEN)
+    assert contents(s3) == {}
+
+
 def test_reschedule_to_the_past(s3, scheduler):
     """An event can be brought forward, also to a past moment."""
     s3.put("events", AT_NINE)
