@@ -25,8 +25,9 @@ LONG_AGO = "2020-01-01T00:00:00.000000Z"
 
 
 @pytest.fixture(autouse=True)
-def signals():
-    """Handlers as they were: a run leaves signals ignored."""
+def as_found(tmp_path, monkeypatch):
+    """Signal handlers, for a run leaves signals ignored; and a directory without sources."""
+    monkeypatch.chdir(tmp_path)
     handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
     yield
     for signum, handler in handlers:
@@ -779,4 +780,4 @@ def test_readme_session(seaweed, bucket, target, new_buckets, tmp_path):
 
 def timeless(text):
     text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", text)
-    return re.sub(r"( +in)? +\d+ (d|h|min|s)( \d+ (h|min))?( late)?", " SPAN", text)
+    return re.sub(r"( +in)? +\d+ (d|h|min|s)\b( \d+ (h|min)\b)?( late)?", " SPAN", text)
