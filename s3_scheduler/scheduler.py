@@ -29,6 +29,9 @@ T = TypeVar("T")
 WIDTH = 16
 """Connections of the default client, and so copies that a run has in flight."""
 
+PAGE = 1_000
+"""Names that one ListObjectsV2 tells, at most."""
+
 CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
@@ -64,6 +67,7 @@ class Scheduler:
             )
         self.bucket = bucket
         self.prefix = names.folder_prefix(folder)
+        self.first_page = PAGE  # names that the next run reads at first; `run_due` sets it
         self._client = client
         self._making_client = threading.Lock()
 
