@@ -18,10 +18,9 @@ from .delivery import Delivery
 from .errors import InvalidEvent
 from .objects import CHANGED, error_code
 from .report import Failure, Report
-from .scheduler import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
@@ -37,8 +36,6 @@ BATCH = 50
 """Events for one DeleteObjects: half of PLACES, so that as many are copied meanwhile."""
 PATIENCE = 1.0
 """Seconds for which a copied event waits for others to be deleted with."""
-FEW = 50
-"""Names due in one run for which the next one reads as few at first: each read costs CPU."""
 REPORTED_FAILURES = 1_000
 REPORTED_INVALID = 100
 
@@ -88,27 +85,21 @@ def run_due(
         target_buckets,
         extra_args or {},
     )
-    run = _Run(delivery, time_limit, shard, scheduler.first_page)
+    run = _Run(delivery, time_limit, shard)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
-            report = coordinator.submit(run.work).result()
+            return coordinator.submit(run.work).result()
         except BaseException:
             run.stopping = True
             raise
-    scheduler.first_page = FEW if run.read < FEW and not report.unfinished else PAGE
-    return report
 
 
 class _Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
 
     def __init__(
-        self,
-        delivery: Delivery,
-        time_limit: float | None,
-        shard: tuple[int, int],
-        first_page: int,
+        self, delivery: Delivery, time_limit: float | None, shard: tuple[int, int]
     ) -> None:
         self.started = time.monotonic()
         self.delivery = delivery
@@ -120,8 +111,11 @@ class _Run:
         self.width: int = config.max_pool_connections
 
         self.bound = names.end(delivery.prefix, delivery.now)
-        self.page: dict[str, Any] = {"MaxKeys": first_page}  # which one to read next
-        self.read = 0  # names that sort before now
+        self.pages: Iterator[ListObjectsV2OutputTypeDef] = iter(
+            delivery.client.get_paginator("list_objects_v2").paginate(
+                Bucket=delivery.bucket, Prefix=delivery.prefix
+            )
+        )
         self.listing = False
         self.listed = False
         self.list_error: BaseException | None = None
@@ -215,9 +209,7 @@ class _Run:
             self._submit(self._next_page, self._take_page)
 
     def _next_page(self) -> ListObjectsV2OutputTypeDef:
-        return self.delivery.client.list_objects_v2(
-            Bucket=self.delivery.bucket, Prefix=self.delivery.prefix, **self.page
-        )
+        return next(self.pages)
 
     def _take_page(self, page: Future[ListObjectsV2OutputTypeDef]) -> None:
         self.listing = False
@@ -226,12 +218,10 @@ class _Run:
             self.stopping = True
             return
         self.listed = not page.result().get("IsTruncated")
-        self.page = {"ContinuationToken": page.result().get("NextContinuationToken", "")}
         for entry in page.result().get("Contents", ()):
             if entry["Key"] >= self.bound:
                 self.listed = True
                 break
-            self.read += 1
             # Consoles make an object for the folder itself.
             if entry["Key"] != self.delivery.prefix:
                 self._take(entry)

@@ -29,9 +29,6 @@ T = TypeVar("T")
 WIDTH = 16
 """Connections of the default client, and so copies that a run has in flight."""
 
-PAGE = 1_000
-"""Names that one ListObjectsV2 tells, at most."""
-
 CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
@@ -67,7 +64,6 @@ class Scheduler:
             )
         self.bucket = bucket
         self.prefix = names.folder_prefix(folder)
-        self.first_page = PAGE  # names that the next run reads at first; `run_due` sets it
         self._client = client
         self._making_client = threading.Lock()
 
@@ -96,9 +92,10 @@ class Scheduler:
 
         `when` is an aware datetime, a timedelta from now, or an ISO 8601 string with an offset; a
         past moment is due at the next run. `body` is bytes, text (sent as UTF-8), or a binary file
-        of any size, read from where it stands and never held in memory whole. `extra_args` is as
-        boto3's `ExtraArgs`: headers, `Metadata` and `Tagging` arrive at the target; ACL, storage
-        class, encryption and Object Lock do not survive an S3 copy, so give those to `run_due`.
+        of any size, read from where it stands and never held in memory whole; boto3 may close it.
+        `extra_args` is as boto3's `ExtraArgs`: headers, `Metadata` and `Tagging` arrive at the
+        target; ACL, storage class, encryption and Object Lock do not survive an S3 copy, so give
+        those to `run_due`.
 
         The same moment, bucket and key are the same event: scheduling it again replaces its
         content, so repeating a call with an absolute `when` is safe (a timedelta is a new moment

@@ -29,20 +29,6 @@ def test_a_run_makes_at_most_1_03_requests_an_event_whatever_waits():
         assert s3.sizes() == {"events": 100_000, "target": 3_000}
 
 
-def test_after_little_a_run_reads_little_at_first(fake):
-    """Each name costs CPU: a run after one that found little due reads no page of a thousand."""
-    fake.fill(waiting=1_500)
-    with closing(fake.client()) as client:
-        scheduler = Scheduler("events", "later", client)
-        for due in (0, 49, 60, 0, 0):
-            fake.fill(due=due)
-            report = run_due(scheduler)
-            assert (report.copied, report.unfinished) == (due, False)
-        pages = [request.query for request in fake.log if request.operation == "ListObjectsV2"]
-        # Run by run, and that with 60 due found its short page full.
-        assert [page.get("max-keys") for page in pages] == ["1000", "50", "50", None, "1000", "50"]
-
-
 @pytest.mark.slow
 def test_the_benchmarks_run():
     """`python tests/benchmarks --quick` tells how every contender did."""
