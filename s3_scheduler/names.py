@@ -29,7 +29,11 @@ When: TypeAlias = datetime | timedelta | str
 """A moment: an aware datetime, a timedelta from now, or an ISO 8601 string with an offset."""
 
 # What botocore takes as a bucket, so that no event waits whose copy it would refuse to send.
-_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^|]+")
+_BUCKET = re.compile(
+    r"[A-Za-z0-9._-]{1,255}"
+    r"|arn:aws[a-z-]*:s3[a-z-]*:[a-z0-9-]*:[0-9]{12}:"
+    r"(?:outpost[/:][A-Za-z0-9-]{1,63}[/:])?accesspoint[/:][A-Za-z0-9.-]{1,63}"
+)
 _NAME = re.compile(
     r"(?P<due>[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}"
     r"(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)Z"
