@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,11 @@ def run_due(
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
-            return coordinator.submit(run.work).result()
+            done = coordinator.submit(run.work)
+            # Not in one wait: a signal that another thread takes would be seen only at its end.
+            while not wait([done], timeout=1).done:
+                pass
+            return done.result()
         except BaseException:
             run.stopping = True
             raise
