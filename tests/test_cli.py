@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -589,6 +590,16 @@ def test_a_signal_during_a_run(fake, cli, signum, every):
     arrived = {name.split("|")[2] for name in fake.buckets["events"]}
     assert 0 < len(fake.buckets["target"]) < 5000
     assert arrived == {str(i) for i in range(5000)} - {*fake.buckets["target"]}
+
+
+def test_a_signal_that_another_thread_takes(cli, fake):
+    """Whichever thread the system interrupts, the run ends early."""
+    fake.fill(due=5000)
+    fake.latency = lambda request: 0.2 * (request.operation == "CopyObject")
+    in_time = iter([lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)])
+    fake.before = lambda request: next(in_time, str)() if fake.buckets["target"] else None
+    assert cli("run", "s3://events/later")[0] == 0
+    assert 0 < len(fake.buckets["target"]) < 5000
 
 
 def test_a_signal_during_a_run_with_failures(fake, cli):
