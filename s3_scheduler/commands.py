@@ -254,7 +254,8 @@ def run(options: Namespace, client: S3Client) -> bool:
                 began = time.monotonic()
                 log.failed = False
                 _run_once(scheduler, options, log)
-                if not options.every:
+                # Python drops what a handler raises while, say, a finalizer is at work.
+                if not options.every or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
                     break
                 time.sleep(max(0.0, began + options.every - time.monotonic()))
     finally:
