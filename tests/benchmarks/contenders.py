@@ -11,7 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
+import boto3
 from botocore.awsrequest import AWSResponse
+from botocore.config import Config
 
 from s3_scheduler import Scheduler, run_due
 from s3_scheduler import scheduler as library
@@ -41,10 +43,8 @@ def measured(work, *args, **options):
 
 def started(width=library.WIDTH):
     """Make a scheduler whose client exists, for making one costs a run nothing but the first."""
-    library.WIDTH = width
-    scheduler = Scheduler("events", "later")
-    assert scheduler.client.meta.config.max_pool_connections == width
-    return scheduler
+    config = library.CONFIG.merge(Config(max_pool_connections=width))
+    return Scheduler("events", "later", boto3.client("s3", config=config))
 
 
 # --- Delivering what is due -----------------------------------------------------------------------
