@@ -374,7 +374,9 @@ def report_every_failure(patch):
 def remember_every_event(patch):
     def settle_delete(original, self, done, batch):
         original(self, done, batch)
-        self.__dict__.setdefault("all", []).extend([event, str(event)] for event in batch)
+        self.__dict__.setdefault("all", []).extend(
+            [event, bytearray(b"x") * 4_000] for event in batch
+        )
 
     wrap(patch, runner._Run, "_settle_delete", settle_delete)
 

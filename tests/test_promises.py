@@ -497,6 +497,10 @@ STAY = [
 ]
 
 
+def described(obj):
+    return obj.content, obj.headers, obj.metadata, obj.tags
+
+
 def fail(folder, fault, ago=2 * DAY, **options):
     """Run with an event whose copy always meets the fault, beside a good one of the same age."""
     bad, good = folder.put(ago, "bad", b"precious", **HEADERS), folder.put(ago, "good")
@@ -514,15 +518,14 @@ def set_aside(name):
 @pytest.mark.parametrize(("status", "code"), GO)
 def test_its_own_fault(folder, status, code):
     """What S3 will never take is moved to `failed/`, whole, when its time to be tried is over."""
+    precious = folder.s3.put("target", "precious", b"precious", **HEADERS)
     bad, failure = fail(folder, Error(status, code))
     assert failure.error.response["Error"]["Code"] == code
     assert failure.quarantined
     assert folder.waiting == [set_aside(bad)]
     moved = folder.s3.buckets["events"][set_aside(bad)]
-    assert moved.content == b"precious"
-    assert moved.headers["content-disposition"] == HEADERS["content_disposition"]
-    assert moved.metadata == {"author": "ann"}
-    assert moved.tags == {"a": "1", "b": "x y"}
+    assert described(moved) == described(precious)
+    assert (moved.content, moved.metadata) == (b"precious", {"author": "ann"})
     assert folder.run().failed_count == 0
 
 
@@ -537,7 +540,7 @@ def test_not_its_fault(folder, status, code):
 @pytest.mark.parametrize("fault", [Reset(), Reset(after=True), Hang(), CopyError("SlowDown")])
 def test_no_answer(fake, fault):
     """Nor does a connection that breaks or hangs, nor an error in the body of a 200."""
-    with opened(fake, read_timeout=1) as folder:
+    with opened(fake, read_timeout=2) as folder:
         bad = folder.put(2 * DAY, "bad")
         good = folder.put(DAY, "good")
         folder.s3.fault = only("CopyObject", fault, "bad")
@@ -566,7 +569,8 @@ def test_retry_for(folder, ago, retry_for, moved):
 
 def test_put_back(folder):
     """An event put back from `failed/` by a rename has one more try."""
-    bad, _ = fail(folder, DENIED)
+    bad, failure = fail(folder, DENIED)
+    assert failure.quarantined
     obj = folder.s3.buckets["events"][set_aside(bad)]
     for _ in range(2):
         folder.s3.put("events", bad, obj.content)
@@ -600,6 +604,7 @@ def test_no_room_for_failed(folder):
     report = folder.run()
     assert {f.event.name: f.quarantined for f in report.failed} == {fits: True, stays: False}
     assert folder.waiting == [stays, set_aside(fits)]
+    assert len(folder.requests("CopyObject")) == 3
 
 
 def test_failed_is_closed(folder):
@@ -622,10 +627,6 @@ def test_logged(folder, caplog):
 
 
 # --- 8. Everything that S3 can copy arrives -------------------------------------------------------
-
-
-def described(obj):
-    return obj.content, obj.headers, obj.metadata, obj.tags
 
 
 @pytest.mark.parametrize("size", [None, 5 * GIB, 5 * GIB + 1], ids=["small", "5-GiB", "larger"])
@@ -764,7 +765,7 @@ def test_no_time(folder):
 def test_time_limit(folder):
     """After `time_limit` no copy starts, and what is in flight is finished and deleted."""
     folder.s3.fill(due=300)
-    folder.s3.latency = lambda request: 0.2 if request.operation == "CopyObject" else 0
+    folder.s3.latency = lambda request: 0.1 if request.operation == "CopyObject" else 0
     report = folder.run(now=None, time_limit=1)
     assert 0 < report.copied < 300
     assert report.unfinished
@@ -825,12 +826,10 @@ def test_a_hundred_for_one_target(folder):
     """Of a slow target a run holds a hundred events, and leaves the others for the next."""
     slow = [folder.put(1_000 - i, "slow") for i in range(150)]
     others = [folder.put(500 - i, f"k{i}") for i in range(50)]
-    first = iter([1.5])
-    folder.s3.latency = lambda request: next(first, 0) if request.key == "slow" else 0
+    folder.s3.latency = lambda request: 0.01 if request.key == "slow" else 0
     report = folder.run()
-    delivered = folder.delivered
-    assert [name for name in delivered if name in set(slow)] == slow[:101]
-    assert sorted(delivered[:50]) == others
+    assert [name for name in folder.delivered if name in set(slow)] == slow[:101]
+    assert set(others) <= set(folder.delivered)
     assert report.unfinished
     assert folder.waiting == slow[101:]
     report = folder.run()
@@ -844,12 +843,12 @@ def test_a_thousand_in_all(folder):
     others = [folder.put(500 - i, f"k{i}") for i in range(50)]
     arrived = iter(range(10_000))
     folder.s3.latency = lambda request: (
-        3 if request.key.startswith("slow") and next(arrived) < WIDTH - 1 else 0
+        2 if request.key.startswith("slow") and next(arrived) < WIDTH - 1 else 0
     )
     report = folder.run()
     assert set(others) <= set(folder.delivered)
     assert report.unfinished
-    assert len(folder.delivered) <= 1_000 + 20 + 50
+    assert len(folder.delivered) < 1_300
     assert out_of_order(folder.s3.history) == []
     assert set(folder.waiting) == set(slow) - set(folder.delivered)
 
@@ -890,21 +889,20 @@ def test_other_servers(folder, conditions):
     else:
         folder.s3.conditions = conditions
     scheduler = folder.scheduler
-    names = [scheduler.schedule(NOW, "target", f"k{i % 6}", b"%d" % i) for i in range(3)]
-    names += [
-        scheduler.schedule(NOW - timedelta(1 + i), "target", f"k{i % 6}\n", b"%d" % i)
-        for i in range(8)
-    ]
-    assert scheduler.cancel(names[0])
-    assert not scheduler.cancel(names[0])
-    moved = scheduler.reschedule(names[1], NOW - timedelta(seconds=1))
-    assert names[1] not in folder.waiting
+    for i in range(8):
+        # A name with a line break is deleted by itself, others together.
+        scheduler.schedule(NOW - timedelta(1 + i), "target", f"k{i % 3}", b"%d" % i)
+        scheduler.schedule(NOW - timedelta(1 + i), "target", f"k{i % 3}\n", b"%d" % i)
     bad = folder.put(2 * DAY, bucket="missing")
     report = folder.run()
-    assert (report.copied, report.failed_count, report.unfinished) == (10, 1, False)
+    assert (report.copied, report.failed_count, report.unfinished) == (16, 1, False)
     assert folder.waiting == [set_aside(bad)]
-    assert moved in folder.delivered
     assert out_of_order(folder.s3.history) == []
+    name = scheduler.schedule(NOW, "target", "k", b"")
+    moved = scheduler.reschedule(name, NOW + timedelta(1))
+    assert folder.waiting == [moved, set_aside(bad)]
+    assert scheduler.cancel(moved)
+    assert not scheduler.cancel(moved)
 
 
 def test_moto():
