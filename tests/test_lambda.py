@@ -279,17 +279,17 @@ def test_finer_than_a_minute(s3, function):
     assert tick.log.count("run_due s3://") == 3
 
 
-@pytest.mark.parametrize("fold", ["cron", "Kubernetes"])
-def test_outside_lambda(s3, server, tmp_path, fold):
+@pytest.mark.parametrize("where", ["cron", "Kubernetes"])
+def test_outside_lambda(s3, server, tmp_path, where):
     """The command of the crontab, and that of the container, deliver."""
     schedule(s3, 2)
-    if fold == "cron":
-        line = readme.find("Set it up", "crontab", fold=fold).split(maxsplit=5)[5]
+    if where == "cron":
+        line = readme.find("Set it up", "crontab", fold="cron").split(maxsplit=5)[5]
         command = shlex.split(line.replace("/tmp/run-due.lock", str(tmp_path / "lock")))
     else:
         import yaml  # noqa: PLC0415
 
-        job = yaml.safe_load(readme.find("Set it up", "yaml", fold=fold))
+        job = yaml.safe_load(readme.find("Set it up", "yaml", fold="cron"))
         [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         command = [*container["command"], *container["args"]]
     done = subprocess.run(command, env=environ(server), capture_output=True, text=True, check=False)

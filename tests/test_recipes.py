@@ -294,9 +294,7 @@ def aws_command(text, project):
 # What the providers document, of all that they take and tell: the arguments that a resource must
 # have, those that it may have, and its attributes.
 # https://registry.terraform.io/providers/hashicorp/aws/latest/docs/resources/NAME (without aws_)
-# https://registry.terraform.io/providers/hashicorp/archive/latest/docs/data-sources/file
 TERRAFORM = {
-    "archive_file": ("type output_path", "source_dir", "output_path output_base64sha256"),
     "aws_iam_role": ("assume_role_policy", "name", "name arn"),
     "aws_iam_role_policy": ("role policy", "name", "id"),
     "aws_iam_role_policy_attachment": ("role policy_arn", "", ""),
@@ -327,7 +325,7 @@ def terraform(text, project):
     except Exception as error:  # noqa: BLE001 - lark has many
         return [str(error)]
     problems, made = [], {}
-    for block in parsed.get("resource", []) + parsed.get("data", []):
+    for block in parsed["resource"]:
         [(kind, named)] = block.items()
         kind = kind.strip('"')
         [(name, arguments)] = named.items()
@@ -343,7 +341,7 @@ def terraform(text, project):
         problems += [f"{kind} has no {key}" for key in arguments.keys() - must - may]
         problems += [f"{kind} wants {key}" for key in must - arguments.keys()]
     for line in text.splitlines():
-        if reference := re.search(r" = (?:data\.)?(\w+)\.(\w+)\.(\w+)$", line):
+        if reference := re.search(r" = (\w+)\.(\w+)\.(\w+)$", line):
             kind, name, attribute = reference.groups()
             if (kind, name) not in made or attribute not in TERRAFORM[kind][2].split():
                 problems.append(f"nothing is {kind}.{name}.{attribute}")
@@ -427,7 +425,7 @@ RECIPES = {
     "CDK": (cdk, (SET_UP, "python"), "CDK"),
     "Terraform": (terraform, (SET_UP, "hcl"), "Terraform"),
     "cron": (cron, (SET_UP, "crontab"), "cron"),
-    "Kubernetes": (kubernetes, (SET_UP, "yaml"), "Kubernetes"),
+    "Kubernetes": (kubernetes, (SET_UP, "yaml"), "cron"),
     "alarms": (alarms, ("What to alarm on", "yaml"), ""),
     "trigger": (notification, ("The target side", "json"), ""),
     "runner's policy": (iam, ("Permissions", "json", "later/failed"), ""),
