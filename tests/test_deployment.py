@@ -10,6 +10,7 @@ from urllib.parse import quote
 import boto3
 import pytest
 import readme
+import test_recipes
 from metric_filter import extract
 from moto import mock_aws
 
@@ -23,6 +24,18 @@ KEYS = ["welcome/42.json.old", "welcome/42.json", "welcome/a b+c%20d.json", "wel
 def executed(code, **names):
     exec(compile(code, str(readme.README), "exec"), names)
     return types.SimpleNamespace(**names)
+
+
+def test_every_block_is_checked():
+    """No fenced block of the README is left to good faith."""
+    recipes = {readme.find(*place, fold=fold) for _, place, fold in test_recipes.RECIPES.values()}
+    left = [
+        block
+        for block in readme.blocks()
+        if block.text not in recipes
+        and not (block.language == "python" and not block.fold)  # test_readme.py
+    ]
+    assert [(block.section, block.language) for block in left] == [("Command line", "console")]
 
 
 # --- What to alarm on -------------------------------------------------------------------------
