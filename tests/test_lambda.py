@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -285,7 +284,7 @@ def test_outside_lambda(s3, server, tmp_path, where):
     schedule(s3, 2)
     if where == "cron":
         line = readme.find("Set it up", "crontab", fold="cron").split(maxsplit=5)[5]
-        command = shlex.split(line.replace("/tmp/run-due.lock", str(tmp_path / "lock")))
+        command = ["/bin/sh", "-c", line.replace("/tmp/run-due.lock", str(tmp_path / "lock"))]
     else:
         import yaml  # noqa: PLC0415
 
