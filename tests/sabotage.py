@@ -113,6 +113,15 @@ def wait_for_others_for_ever(patch):
     patch.setattr(runner, "PATIENCE", 60)
 
 
+def see_no_failed_delete(patch):
+    wrap(
+        patch,
+        delivery.Delivery,
+        "delete",
+        lambda original, self, batch: original(self, batch) and {},
+    )
+
+
 # 3. Never early, oldest first
 
 
@@ -277,6 +286,10 @@ def move_in_vain(patch):
 
 def names_without_end(patch):
     patch.setattr(names, "MAX_NAME", MANY)
+
+
+def stop_telling(patch):
+    wrap(patch, runner._Run, "_fail", lambda original, self, failure: None)
 
 
 def say_nothing(patch):

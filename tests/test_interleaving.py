@@ -8,6 +8,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
@@ -15,7 +16,7 @@ from fakes3 import Error, FakeS3, Reset
 from folder import NOW, due_name
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.errors import FlakyFailure
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from s3_scheduler import NotScheduled, Scheduler, run_due
@@ -239,6 +240,8 @@ def dying(agent, requests, after):
 class Watch:
     """A run, and what its changes to the buckets may not be."""
 
+    failures: ClassVar = []
+
     def __init__(self, machine, *, alone):
         self.machine = machine
         self.alone = alone  # no other run overlaps this one
@@ -247,7 +250,14 @@ class Watch:
         self.first = len(self.machine.s3.history)
         self.waiting = self.machine.folder
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *_):
+        try:
+            self.check()
+        except AssertionError as error:
+            self.failures.append(error)
+            raise
+
+    def check(self):
         machine, left, copied = self.machine, set(), {}
         last_minute = name_of(machine.clock, "~")
         for change in machine.s3.history[self.first :]:
@@ -278,10 +288,11 @@ def interleave(examples, steps):
         phases=[phase for phase in settings().phases if phase != Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
+    Watch.failures.clear()
     try:
         run_state_machine_as_test(Interleaving, settings=options)
-    except FlakyFailure as flaky:  # threads have their say, so it may fail only once
-        raise flaky.exceptions[0] from None
+    except Flaky as flaky:  # threads have their say, so it may not fail again
+        raise (Watch.failures or [AssertionError(str(flaky))])[0] from flaky
 
 
 def test_interleaving():

@@ -27,7 +27,7 @@ from folder import (
 )
 from moto import mock_aws
 
-from s3_scheduler import Scheduler, objects, run_due, runner
+from s3_scheduler import RunFailed, Scheduler, objects, run_due, runner
 
 GIB = 1024**3
 DAY = 86_400
@@ -177,6 +177,16 @@ def test_deleted_by_another(folder):
     report = folder.run()
     assert (report.copied, report.failed_count, report.unfinished) == (2, 0, False)
     assert folder.delivered == [name, later]
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "NoSuchKey"), (403, "AccessDenied")])
+def test_deleted_by_itself(folder, status, code):
+    """So it is for a name that DeleteObjects cannot carry; and a refusal is a failure."""
+    folder.put(2, "odd\n")
+    folder.s3.fault = only("DeleteObject", Error(status, code))
+    report = folder.run()
+    assert report.copied == 1
+    assert codes(report) == ([] if status == 404 else [code])
 
 
 def test_patience(folder):
@@ -330,6 +340,7 @@ def test_order_after_failed_copy(folder, fault):
     for i in range(1_000):
         folder.s3.put("events", f"later/2030-01-31T00:00:{i:04}")
     later = [folder.put(2), folder.put(1)]
+    folder.s3.latency = lambda request: 0.5 if "continuation-token" in request.query else 0
     folder.s3.fault = only("CopyObject", fault, first)
     report = folder.run(retry_for=None)
     assert set(folder.delivered) <= {first}
@@ -617,6 +628,20 @@ def test_failed_is_closed(folder):
         assert folder.waiting == [bad]
 
 
+def test_many_failures(folder, monkeypatch):
+    """The report counts all failures, and tells of the first of them (a thousand, here ten)."""
+    monkeypatch.setattr(runner, "REPORTED_FAILURES", 10)
+    names = [folder.put(60 - i, f"k{i}") for i in range(15)]
+    folder.s3.fault = only("CopyObject", DENIED)
+    report = folder.run()
+    assert report.failed_count == 15
+    assert len(report.failed) == 10
+    assert {failure.event.name for failure in report.failed} < set(names)
+    with pytest.raises(RunFailed) as caught:
+        report.raise_for_failures()
+    assert caught.value.report is report
+
+
 def test_logged(folder, caplog):
     """Each failure is logged with its name, and with S3's code."""
     bad, _ = fail(folder, DENIED)
@@ -877,13 +902,14 @@ def test_interrupted(folder, operation):
 # --- Other servers, and moto ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("conditions", ["ignored", "refused", "copies-refused"])
+@pytest.mark.parametrize("conditions", ["ignored", "refused", "all-refused"])
 def test_other_servers(folder, conditions):
     """A store that ignores conditions, or refuses them, works while nobody rewrites in mid-run."""
-    if conditions == "copies-refused":
+    if conditions == "all-refused":
         folder.s3.fault = lambda request: (
             Error(501, "NotImplemented")
-            if "x-amz-copy-source-if-match" in request.headers or request.headers.get("if-match")
+            if {"x-amz-copy-source-if-match", "if-match"} & request.headers.keys()
+            or b"<ETag>" in request.body
             else None
         )
     else:

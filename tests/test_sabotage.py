@@ -48,6 +48,12 @@ SABOTAGES = {
         ("refused_deletes", {"each": True}),
     ],
     "free_the_places_of_lost_answers": ["lost_answers"],
+    "see_no_failed_delete": [
+        "again",
+        "order_after_failed_delete",
+        ("deleted_by_itself", {"status": 403, "code": "AccessDenied"}),
+        "order",
+    ],
     "send_no_key_again": [("key_sent_again", {"code": "SlowDown", "times": 1})],
     "send_keys_again_for_ever": [("key_sent_again", {"code": "SlowDown", "times": 4})],
     "wait_for_others_for_ever": ["patience"],
@@ -87,7 +93,13 @@ SABOTAGES = {
     ],
     "delete_one_whatever_it_is": ["rewrite_of_an_odd_name", "rewrite_before_it_is_set_aside"],
     # 6
-    "take_gone_for_a_failure": ["gone", "gone_when_large", "deleted_by_another", "overlap"],
+    "take_gone_for_a_failure": [
+        "gone",
+        "gone_when_large",
+        "deleted_by_another",
+        "overlap",
+        ("deleted_by_itself", {"status": 404, "code": "NoSuchKey"}),
+    ],
     "take_a_missing_bucket_for_gone": [
         ("missing_bucket", {"size": 0}),
         ("missing_bucket", {"size": 6 * GIB}),
@@ -127,6 +139,7 @@ SABOTAGES = {
     "move_in_vain": ["failed_is_closed"],
     "names_without_end": ["no_room_for_failed"],
     "say_nothing": ["logged"],
+    "stop_telling": ["many_failures", "order_after_failed_delete"],
     # 8
     "copy_at_once": [("whole", TOO_LARGE)],
     "copy_no_headers": [("whole", {"size": None}), ("whole", TOO_LARGE)],
@@ -152,7 +165,7 @@ SABOTAGES = {
     # Other servers
     "no_fallback": [
         ("other_servers", {"conditions": "refused"}),
-        ("other_servers", {"conditions": "copies-refused"}),
+        ("other_servers", {"conditions": "all-refused"}),
     ],
 }
 if hasattr(copies, "CopyCompleteMultipartUploadTask"):  # which sets the tags last
@@ -163,6 +176,7 @@ MODULES = [test_promises, test_storm, test_killed, test_interleaving, test_memor
 NO_PROMISE = {
     "everything_is_due",
     "large_on_a_real_server",
+    "missing_shard",
     "interleaving",
     "moto",
     "storm_with_retries",

@@ -9,7 +9,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fakes3 import Error, Reset
 from folder import NOW, WIDTH, lost, opened, out_of_order, repeats
 
-from s3_scheduler import Scheduler, run_due
+from s3_scheduler import InvalidEvent, Scheduler, run_due
 
 
 @pytest.fixture
@@ -121,6 +121,13 @@ def test_order(folder):
     assert folder.arrived == on_top
     assert len(set(folder.deliveries)) == 300
     assert sum(report.failed_count for report in reports) > 5
+
+
+@pytest.mark.parametrize("shard", [(-1, 2), (2, 2), (0, 0)])
+def test_missing_shard(folder, shard):
+    """A shard that does not exist is refused."""
+    with pytest.raises(InvalidEvent, match="does not exist"):
+        folder.run(shard=shard)
 
 
 @pytest.mark.parametrize("count", [1, 3])
