@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WIDTH = 16
+WIDTH = 32
 """Connections of the default client, and so copies that a run has in flight."""
 
 CONFIG = Config(
@@ -49,7 +49,7 @@ class Scheduler:
 
         `folder` may have slashes at its ends, but may not be empty. `client`: a boto3 S3 client of
         your own; None makes one on first use, from boto3's default session, with time-outs of 5 s
-        (connect) and 60 s (read), standard retries with at most 3 attempts, and 16 connections.
+        (connect) and 60 s (read), standard retries with at most 3 attempts, and 32 connections.
 
         Raises `InvalidEvent` for an empty bucket or folder, and for a directory bucket: its
         listings have no order, which is what the library lives by

@@ -243,7 +243,7 @@ def test_a_time_out_that_kills_the_process_loses_nothing(s3, function):
     assert waiting
     assert waiting | arrived == everything
     # What is at both is what the next run delivers once more.
-    assert len(waiting & arrived) <= 100 + 16
+    assert len(waiting & arrived) <= 100 + 32
     tick = function(HANDLER, 60)
     while keys(s3, "my-bucket"):
         assert tick.invoke() is None

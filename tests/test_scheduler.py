@@ -113,7 +113,7 @@ def test_the_default_client():
     config = Scheduler("events", "later").client.meta.config
     assert (config.connect_timeout, config.read_timeout) == (5, 60)
     assert config.retries == {"mode": "standard", "total_max_attempts": 3}
-    assert config.max_pool_connections == 16
+    assert config.max_pool_connections == 32
 
 
 def test_threads_share_one_client():
