@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from . import names
 from .errors import InvalidEvent
-from .objects import CHANGED, CONFLICT, GONE, copy, delete, error_code, move
+from .objects import CHANGED, CONFLICT, GONE, copy, delete, error_code, head, move
 from .report import Failure
 
 if TYPE_CHECKING:
@@ -98,12 +98,20 @@ class Delivery:
                 )
             copy(self.client, self.bucket, event, event.bucket, event.key, self.extra_args)
         except Exception as error:  # noqa: BLE001 - one bad event stops no other
-            if error_code(error) in GONE:
+            code = error_code(error)
+            if code == "NoSuchKey" or (code in GONE and self._is_gone(event)):
                 return "gone"
-            if error_code(error) in CHANGED:
+            if code in CHANGED:
                 return "changed"
             return Failure(event, _alone(error), self._set_aside(event, error))
         return "copied"
+
+    def _is_gone(self, event: Event) -> bool:
+        # A 404 without a body does not tell what it misses.
+        try:
+            return head(self.client, self.bucket, event.name) is None
+        except Exception:  # noqa: BLE001 - then it is not known to be
+            return False
 
     def _set_aside(self, event: Event, error: Exception) -> bool:
         """Move the event to `failed/` if its time is over, and the fault its own."""

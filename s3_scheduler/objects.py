@@ -46,7 +46,7 @@ def error_code(error: BaseException | None) -> str:
     """S3's error code; empty if the error is not an answer of S3."""
     if not isinstance(error, ClientError):
         return ""
-    return error.response.get("Error", {}).get("Code", "")
+    return error.response.get("Error", {}).get("Code") or ""
 
 
 def head(client: S3Client, bucket: str, name: str) -> HeadObjectOutputTypeDef | None:
@@ -76,8 +76,14 @@ def move(
     event: Event,
     name: str,
     extra_args: Mapping[str, Any] | None = None,
+    *,
+    withdraw: bool = False,
 ) -> None:
-    """Rename the object; raises S3's GONE or CHANGED, and nothing moved, if it is not as seen."""
+    """Rename the object; raises S3's GONE or CHANGED, and nothing moved, if it is not as seen.
+
+    When it goes between copy and delete, it was removed, or another moved it to the same name. With
+    `withdraw` that is GONE, and the copy is withdrawn; without, the copy stays, and all is well.
+    """
     etag = copy(client, bucket, event, bucket, name, extra_args)
     if not etag:
         copied = head(client, bucket, name)
@@ -89,7 +95,7 @@ def move(
             raise
         # When boto3 tried twice, the first may have deleted it: then the copy is all there is.
         retried = error.response["ResponseMetadata"].get("RetryAttempts")
-        if retried and not head(client, bucket, event.name):
+        if (retried or not withdraw) and not head(client, bucket, event.name):
             return
         try:
             delete(client, bucket, name, etag)

@@ -21,7 +21,7 @@ class Failure:
     error: Exception
     """What stopped it: a `botocore.exceptions.ClientError` if it was an answer of S3."""
     quarantined: bool
-    """True: it was moved to `failed/`. False: it stays, and the next run tries it again."""
+    """True: it was moved to `failed/`. False: it stays, for all S3 says, and is tried again."""
 
 
 @dataclass(frozen=True)

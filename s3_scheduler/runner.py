@@ -9,7 +9,6 @@ from datetime import datetime, timedelta, timezone
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ConnectionError as NoConnection
 from botocore.exceptions import HTTPClientError
 
 from . import names
@@ -63,18 +62,12 @@ def run_due(
     takes the i-th share (0 to n - 1) of the targets. `extra_args` is for the copies, as boto3's
     `ExtraArgs`: ACL, StorageClass, encryption, ExpectedBucketOwner.
 
-    Raises `InvalidEvent` for a naive `now`, a shard that does not exist or `target_buckets` that
-    are one `str`, and what S3 answers if the folder cannot be listed. Ctrl-C, too,
-    finishes and cleans up what is in flight.
+    Raises `InvalidEvent` for a naive `now`, a shard that does not exist, and other arguments that
+    cannot be meant; and what S3 answers if the folder cannot be listed. Ctrl-C, too, finishes and
+    cleans up what is in flight.
     """
-    index, shards = shard
-    if not 0 <= index < shards:
-        raise InvalidEvent(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
-    if isinstance(target_buckets, str):
-        raise InvalidEvent(
-            f"target_buckets {target_buckets!r} would take every bucket named by a part of it; "
-            f"pass a collection, such as {[target_buckets]!r}"
-        )
+    started = time.monotonic()
+    _refuse_misunderstandings(retry_for, target_buckets, shard, extra_args or {})
     moment = datetime.now(timezone.utc) if now is None else names.to_utc(now)
     delivery = Delivery(
         scheduler.client,
@@ -85,7 +78,7 @@ def run_due(
         target_buckets,
         extra_args or {},
     )
-    run = _Run(delivery, time_limit, shard)
+    run = _Run(delivery, started, time_limit, shard)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
@@ -99,13 +92,43 @@ def run_due(
             raise
 
 
+def _refuse_misunderstandings(
+    retry_for: timedelta | None,
+    target_buckets: Collection[str] | None,
+    shard: tuple[int, int],
+    extra_args: Mapping[str, Any],
+) -> None:
+    if not (retry_for is None or isinstance(retry_for, timedelta)):
+        raise InvalidEvent(
+            f"retry_for {retry_for!r} is not a timedelta; pass one, such as timedelta(days=1), "
+            "or None for ever"
+        )
+    if isinstance(target_buckets, str):
+        raise InvalidEvent(
+            f"target_buckets {target_buckets!r} would take every bucket named by a part of it; "
+            f"pass a collection, such as {[target_buckets]!r}"
+        )
+    if not 0 <= shard[0] < shard[1]:
+        raise InvalidEvent(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
+    for argument in extra_args:
+        if argument.startswith(("If", "CopySourceIf")):
+            raise InvalidEvent(
+                f"{argument} in extra_args would be taken for a change of the event; leave it out, "
+                "for the run makes the conditions that it needs"
+            )
+
+
 class _Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
 
     def __init__(
-        self, delivery: Delivery, time_limit: float | None, shard: tuple[int, int]
+        self,
+        delivery: Delivery,
+        started: float,
+        time_limit: float | None,
+        shard: tuple[int, int],
     ) -> None:
-        self.started = time.monotonic()
+        self.started = started
         self.delivery = delivery
         self.time_limit = time_limit
         self.shard = shard
@@ -221,7 +244,7 @@ class _Run:
         if self.list_error:
             self.stopping = True
             return
-        self.listed = not page.result().get("IsTruncated")
+        self.listed = not page.result().get("NextContinuationToken")
         for entry in page.result().get("Contents", ()):
             if entry["Key"] >= self.bound:
                 self.listed = True
@@ -266,8 +289,8 @@ class _Run:
         else:
             self.backlog.block(event)
             self._fail(outcome)
-            # Without an answer it may have been copied all the same, and be copied again.
-            self.stuck += isinstance(outcome.error, HTTPClientError | NoConnection)
+            # Sent and not answered, it may have been copied, and will be copied again.
+            self.stuck += isinstance(outcome.error, HTTPClientError)
 
     def _fail(self, failure: Failure) -> None:
         self.failed_count += 1

@@ -176,8 +176,8 @@ class Scheduler:
         `when` is as in `schedule`; the moment it already has changes nothing. An event of the same
         bucket and key at the new moment is replaced. Returns the new name. Raises `NotScheduled` if
         nothing is waiting under `name`, and `InvalidEvent` for a name that is not of an event in
-        this folder. After any other error both names may be waiting, and a run may deliver the
-        old one meanwhile: nothing is lost.
+        this folder. Once the event is due, a run may deliver it meanwhile, and the new one in its
+        time. After any other error both names may be waiting: nothing is lost.
         """
         due, bucket, key = names.parse(self.prefix, name)
         moment = names.to_utc(when)
@@ -189,7 +189,9 @@ class Scheduler:
                 raise NotScheduled(name)
             if new_name != name:
                 event = Event(due, bucket, key, name, seen["ContentLength"], seen["ETag"])
-                move(self.client, self.bucket, event, new_name)
+                # What is there already may be another caller's move of this very event.
+                alone = not head(self.client, self.bucket, new_name)
+                move(self.client, self.bucket, event, new_name, withdraw=alone)
             return new_name
 
         return _while_others_interfere(reschedule)

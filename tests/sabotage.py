@@ -98,7 +98,6 @@ def free_the_places_of_failed_deletes(patch):
 
 def free_the_places_of_lost_answers(patch):
     patch.setattr(runner, "HTTPClientError", KeyboardInterrupt)
-    patch.setattr(runner, "NoConnection", KeyboardInterrupt)
 
 
 def send_no_key_again(patch):
