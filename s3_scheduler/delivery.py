@@ -99,7 +99,7 @@ class Delivery:
             copy(self.client, self.bucket, event, event.bucket, event.key, self.extra_args)
         except Exception as error:  # noqa: BLE001 - one bad event stops no other
             code = error_code(error)
-            if code == "NoSuchKey" or (code in GONE and self._is_gone(event)):
+            if code in GONE and (code != "404" or self._is_gone(event)):
                 return "gone"
             if code in CHANGED:
                 return "changed"

@@ -11,6 +11,8 @@ from datetime import timedelta
 
 import fakes3
 import pytest
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.exceptions import HTTPClientError
 
 from s3_scheduler import backlog, delivery, names, objects, report, runner
 
@@ -98,6 +100,10 @@ def free_the_places_of_failed_deletes(patch):
 
 def free_the_places_of_lost_answers(patch):
     patch.setattr(runner, "HTTPClientError", KeyboardInterrupt)
+
+
+def count_what_was_never_sent(patch):
+    patch.setattr(runner, "HTTPClientError", (HTTPClientError, NoConnection))
 
 
 def send_no_key_again(patch):
@@ -210,6 +216,10 @@ def take_gone_for_a_failure(patch):
     patch.setattr(delivery, "GONE", set())
 
 
+def believe_every_404(patch):
+    patch.setattr(delivery.Delivery, "_is_gone", lambda self, event: True)
+
+
 def take_a_missing_bucket_for_gone(patch):
     patch.setattr(delivery, "GONE", {*objects.GONE, "NoSuchBucket"})
 
@@ -279,6 +289,13 @@ def move_in_vain(patch):
             original(client, bucket, event, name, extra_args)
         except objects.ClientError:
             client.delete_object(Bucket=bucket, Key=event.name)
+
+    wrap(patch, delivery, "move", move)
+
+
+def withdraw_what_is_set_aside(patch):
+    def move(original, *args):
+        original(*args, withdraw=True)
 
     wrap(patch, delivery, "move", move)
 

@@ -292,7 +292,9 @@ def test_no_moment(when, advice):
     assert advice in str(caught.value)
 
 
-@pytest.mark.parametrize("bucket", ["", "a|b", "a b", "a/b", "münchen", "b" * 256, "arn:", "arn:aws:s3:::b", "a\n"])
+@pytest.mark.parametrize(
+    "bucket", ["", "a|b", "a b", "a/b", "münchen", "b" * 256, "arn:", "arn:aws:s3:::b", "a\n"]
+)
 def test_no_bucket(bucket):
     """What S3 does not take as a bucket is refused, and so is a bar in one."""
     with pytest.raises(InvalidEvent, match=r"is not a bucket; pass its name, or the ARN") as caught:

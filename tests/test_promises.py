@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from fakes3 import CopyError, Error, Hang, KeyErrors, Reset, on
 from folder import (
     DENIED,
@@ -152,6 +152,21 @@ def test_lost_answers(folder):
     assert 100 <= folder.s3.count()["CopyObject"] <= 100 + WIDTH
     assert report.copied == 0
     assert report.unfinished
+
+
+def test_unreachable(folder):
+    """What was never sent takes no place: events for an unreachable target hold back no other."""
+    folder.s3.fill(due=150, key="far{i}")
+    near = [folder.put(1, f"near{i}") for i in range(5)]
+
+    def refuse(params, **_):
+        if "/far" in params["url_path"]:
+            raise EndpointConnectionError(endpoint_url="https://far.example")
+
+    folder.client.meta.events.register("before-call.s3.CopyObject", refuse)
+    report = folder.run()
+    assert (report.copied, report.failed_count, report.unfinished) == (5, 150, False)
+    assert set(folder.delivered) == set(near)
 
 
 @pytest.mark.parametrize(
@@ -415,6 +430,18 @@ def test_rewrite_before_it_is_set_aside(folder):
     assert folder.s3.buckets["events"][name].content == b"second"
 
 
+def test_set_aside_by_two(folder):
+    """What an overlapping run moved to `failed/` at the same time is there, and only there."""
+    name = folder.put(2 * DAY, content=b"body")
+    folder.s3.fault = only("CopyObject", DENIED, "k")
+    folder.s3.after = lambda request: (
+        folder.s3.delete("events", name) if "failed/" in request.key else None
+    )
+    report = folder.run()
+    assert [failure.quarantined for failure in report.failed] == [True]
+    assert folder.waiting == [set_aside(name)]
+
+
 # --- 6. Gone is not a failure ---------------------------------------------------------------------
 
 
@@ -438,6 +465,30 @@ def test_missing_bucket(folder, size):
     assert codes(report) == ["NoSuchBucket"]
     assert folder.delivered == [good]
     assert folder.waiting == [name]
+
+
+def test_404_of_something_else(folder):
+    """A 404 that does not tell what is missing is a failure, while the source is there."""
+    name = folder.put(1)
+    folder.s3.fault = only("CopyObject", Error(404, "404"))
+    assert codes(folder.run()) == ["404"]
+    assert folder.waiting == [name]
+    folder.s3.before = lambda request: (
+        folder.s3.delete("events", name) if request.operation == "HeadObject" else None
+    )
+    report = folder.run()
+    assert (report.failed_count, report.unfinished) == (0, False)
+
+
+def test_404_that_cannot_be_asked_about(folder):
+    """Nor is it taken for gone when S3 does not say whether the source is there."""
+    folder.put(1)
+    folder.s3.fault = lambda request: (
+        Error(*((404, "404") if request.operation == "CopyObject" else (403, "AccessDenied")))
+        if request.operation in {"CopyObject", "HeadObject"}
+        else None
+    )
+    assert codes(folder.run()) == ["404"]
 
 
 def test_gone_when_large(folder):

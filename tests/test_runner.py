@@ -536,10 +536,13 @@ def test_the_summary(world, caplog):
         ({"shard": (-1, 2)}, r"\(-1, 2\) does not exist"),
         ({"shard": (0, 0)}, r"\(0, 0\) does not exist"),
         ({"target_buckets": "target"}, r"'target' .* such as \['target'\]"),
+        ({"retry_for": 86_400}, r"86400 is not a timedelta; .* timedelta\(days=1\)"),
+        ({"extra_args": {"IfNoneMatch": "*"}}, "IfNoneMatch in extra_args .* leave it out"),
+        ({"extra_args": {"CopySourceIfMatch": "x"}}, "CopySourceIfMatch in extra_args"),
     ],
 )
 def test_no_run(world, options, advice):
-    """Nothing is sent for a moment that is none, a shard that is none, or one str as buckets."""
+    """Nothing is sent for arguments that cannot be meant; the error says what would be right."""
     with (
         counted(world.client) as count,
         pytest.raises(InvalidEvent, match=advice),

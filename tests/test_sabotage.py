@@ -48,6 +48,7 @@ SABOTAGES = {
         ("refused_deletes", {"each": True}),
     ],
     "free_the_places_of_lost_answers": ["lost_answers"],
+    "count_what_was_never_sent": ["unreachable"],
     "see_no_failed_delete": [
         "again",
         "order_after_failed_delete",
@@ -100,6 +101,7 @@ SABOTAGES = {
         "overlap",
         ("deleted_by_itself", {"status": 404, "code": "NoSuchKey"}),
     ],
+    "believe_every_404": ["404_of_something_else", "404_that_cannot_be_asked_about"],
     "take_a_missing_bucket_for_gone": [
         ("missing_bucket", {"size": 0}),
         ("missing_bucket", {"size": 6 * GIB}),
@@ -137,6 +139,7 @@ SABOTAGES = {
     "any_bucket": ["target_buckets"],
     "move_the_bytes_only": [("its_own_fault", {"status": 403, "code": "AccessDenied"})],
     "move_in_vain": ["failed_is_closed"],
+    "withdraw_what_is_set_aside": ["set_aside_by_two"],
     "names_without_end": ["no_room_for_failed"],
     "say_nothing": ["logged"],
     "stop_telling": ["many_failures", "order_after_failed_delete"],
@@ -158,8 +161,8 @@ SABOTAGES = {
     "hold_all": ["a_thousand_in_all"],
     "hold_back_all": ["a_thousand_in_all"],
     "report_every_name": ["foreign_folder"],
-    "report_every_failure": [("due", {"kind": "failed", "due": 10_000})],
-    "remember_every_event": [("due", {"kind": "copied", "due": 10_000})],
+    "report_every_failure": [("due", {"kinds": ["failed"], "due": 10_000})],
+    "remember_every_event": [("due", {"kinds": ["copied"], "due": 10_000})],
     "stop_in_mid_step": [("interrupted", {"operation": "CopyObject"})],
     "share_nothing": [("shards", {"count": 3})],
     # Other servers

@@ -760,6 +760,15 @@ def test_reschedule_of_what_is_changed_meanwhile(s3, scheduler, operation):
     assert contents(s3) == {AT_TEN: b"new"}
 
 
+def test_reschedule_does_not_withdraw_what_another_moved(s3, scheduler):
+    """What goes because another call moves it to the same moment is there, and stays."""
+    s3.put("events", AT_NINE, b"body")
+    s3.put("events", AT_TEN, b"body")
+    before_each(s3, "DeleteObject", lambda: s3.delete("events", AT_NINE))
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    assert contents(s3) == {AT_TEN: b"body"}
+
+
 def test_reschedule_does_not_withdraw_what_another_wrote(s3, scheduler):
     """When the old name is gone and the new one replaced meanwhile, the replacement stays."""
     s3.put("events", AT_NINE, b"moved")
