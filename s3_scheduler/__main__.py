@@ -14,7 +14,7 @@ import time
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, unquote
 
 import boto3
@@ -216,17 +216,26 @@ def run(options: Namespace, client: S3Client) -> int:
     scheduler = Scheduler(*_split(options.FOLDER), client)
     log = _Log()
     logger.addHandler(log)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     # An interrupted run finishes what is in flight.
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             began = time.monotonic()
             log.failures = 0
             _run_once(scheduler, options)
-            if not options.every:
+            # Python drops what a handler raises while, say, a finalizer is at work.
+            if not options.every or signal.getsignal(signal.SIGTERM) is not _stop:
                 break
             time.sleep(max(0.0, began + options.every - time.monotonic()))
     return 1 if log.failures else 0
+
+
+def _stop(*_: object) -> NoReturn:
+    # Once is enough: a second signal must not disturb the finishing.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _run_once(scheduler: Scheduler, options: Namespace) -> None:

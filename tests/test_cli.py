@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -28,11 +29,12 @@ LONG_AGO = "2020-01-01T00:00:00.000000Z"
 
 @pytest.fixture(autouse=True)
 def as_found(tmp_path, monkeypatch):
-    """What `run` leaves to a process that ends: a signal's handler, and the log's."""
+    """What `run` leaves to a process that ends: handlers of signals, and the log's."""
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for signum, handler in handlers:
+        signal.signal(signum, handler)
     cli_module.logger.handlers.clear()
 
 
@@ -598,6 +600,8 @@ def test_a_signal_during_a_run(fake, cli, signum, every):
     fake.latency = lambda request: 0.2 * (request.operation == "CopyObject")
     with Running(fake, *every) as running:
         wait_for(lambda: fake.buckets["target"])
+        running.process.send_signal(signum)  # and once more, as impatient people do
+        time.sleep(0.1)
         code, err = running.stop(signum)
     assert (code, err) == (0, "")
     arrived = {name.split("|")[2] for name in fake.buckets["events"]}
@@ -628,8 +632,6 @@ def test_a_signal_during_a_run_with_failures(fake, cli):
 
 
 def wait_for(condition):
-    import time  # noqa: PLC0415
-
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
