@@ -53,7 +53,7 @@ class Scheduler:
 
         Raises `InvalidEvent` for an empty bucket or folder, and for a directory bucket: its
         listings have no order, which is what the library lives by
-        (https://docs.aws.amazon.com/AmazonS3/latest/userguide/directory-bucket-high-performance.html).
+        (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
         """
         if not bucket:
             raise InvalidEvent(f"the bucket {bucket!r} is empty; pass the name of one of yours")
