@@ -98,7 +98,8 @@ def move(
         if (retried or not withdraw) and not head(client, bucket, event.name):
             return
         try:
-            delete(client, bucket, name, etag)
+            if etag:  # or it would be deleted whatever it is
+                delete(client, bucket, name, etag)
         except ClientError as left:
             if error_code(left) not in GONE | CHANGED:
                 raise

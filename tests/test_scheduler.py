@@ -690,7 +690,7 @@ def test_reschedule_of_a_large_event_that_goes_from_both_names(s3, scheduler):
         for name in list(s3.buckets["events"]):
             s3.delete("events", name)
 
-    before_each(s3, "HeadObject", lambda: None, lambda: None, both_gone)
+    before_each(s3, "HeadObject", *[lambda: None] * 3, both_gone)
     with pytest.raises(NotScheduled):
         scheduler.reschedule(AT_NINE, TEN)
     assert contents(s3) == {}
