@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 60  # seconds; a start takes about one
 GRPC = 10_000  # what SeaweedFS adds to a port to get its gRPC port
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SeaweedError(Exception):
@@ -63,16 +64,18 @@ class Endpoint(NamedTuple):
 def main() -> int:
     """Tell the story, in some 12 seconds, on a server of its own; returns the exit status."""
     _forget_aws_settings()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in _INTERRUPTS:
         signal.signal(signum, _interrupt)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-") as directory,
-            seaweedfs(Path(directory)) as endpoint,
-        ):
+        with contextlib.ExitStack() as stack:
+            with _uninterrupted():
+                temporary = tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-")
+                directory = stack.enter_context(temporary)
+            endpoint = stack.enter_context(seaweedfs(Path(directory)))
             _say(f"SeaweedFS, an S3 server of your own, answers at {endpoint.url}")
             _say(f"and keeps all it has in {directory}; Ctrl-C removes both.")
             _tell(endpoint.client())
+            _ignore_interrupts()
     except SeaweedError as error:
         print(error, file=sys.stderr)
         return 1
@@ -91,8 +94,24 @@ def _forget_aws_settings() -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C is not to stop the cleaning up
+    _ignore_interrupts()
     raise KeyboardInterrupt
+
+
+def _ignore_interrupts() -> None:
+    """From here on it is cleaning up, which no second Ctrl-C is to stop."""
+    for signum in _INTERRUPTS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait until what is made here is sure to be cleaned up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tell(client: S3Client) -> None:
@@ -169,13 +188,13 @@ def seaweedfs(directory: Path) -> Iterator[Endpoint]:
     weed = _find_weed()
     deadline = time.monotonic() + START_TIMEOUT
     for _ in range(3):  # another process may snatch a port that was free
-        endpoint, process = _launch(weed, directory)
-        try:
+        with contextlib.ExitStack() as stack:
+            with _uninterrupted():
+                endpoint, process = _launch(weed, directory)
+                stack.callback(_stop, process)
             if _is_ready(endpoint, process, deadline):
                 yield endpoint
                 return
-        finally:
-            _stop(process)
     log = (directory / "weed.log").read_text(errors="replace")
     raise SeaweedError(f"SeaweedFS did not start; its last words:\n{log[-2000:].strip()}")
 
