@@ -15,6 +15,7 @@ TEST = [
     "pytest>=8",
     "pytest-cov>=7",
     "pytest-timeout",
+    "pytest-xdist>=3.2",  # the first that can steal work
     "setuptools>=77",
     "sortedcontainers",
 ]
