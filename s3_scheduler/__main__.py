@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,101 +22,43 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from . import demo, names
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
-from .objects import error_code, head, move
+from .objects import head, move
 from .runner import run_due
 from .scheduler import CONFIG, Scheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mypy_boto3_s3 import S3Client
 
 logger = logging.getLogger(__package__)
 
 _SECONDS = "%Y-%m-%dT%H:%M:%SZ"
-
-
-def _span(text: str) -> timedelta:
-    match = re.fullmatch("([0-9]{1,9})([smhd])", text)
-    if not match:
-        raise ArgumentTypeError(f"{text!r} is not a span of time; write it like 90s, 10m, 2h or 3d")
-    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    return timedelta(seconds=int(match[1]) * seconds[match[2]])
-
-
-def _moment(text: str) -> datetime:
-    try:
-        if text == "now":
-            return datetime.now(timezone.utc)
-        return names.to_utc(_span(text[1:]) if text.startswith("+") else text)
-    except InvalidEvent as error:
-        raise ArgumentTypeError(
-            f"{text!r} is not a moment with a time zone, in the years 1 to 9999; "
-            "write it like 2030-01-31T09:00:00+01:00, or +2h for two hours from now"
-        ) from error
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    return int(index), int(count)
-
-
-_URI = re.compile(r"s3://(arn:[^/]+/[^/]+|[^/]+)/(.+)", re.DOTALL)
 _EVENT = re.compile(r"(?P<folder>.+?)/[0-9]{4}-[0-9]{2}-[0-9]{2}T.+", re.DOTALL)
-
-# An event's URI takes one line and can be given back. So control characters are escaped, and what
-# looks like such an escape; any other URI is just the bucket and the name.
-_ESCAPE = re.compile("%(?:[01][0-9A-F]|7F|25)")
-_ESCAPED = re.compile(f"[\x00-\x1f\x7f]|{_ESCAPE.pattern}")
-
-
-def _uri(bucket: str, key: str) -> str:
-    return _ESCAPED.sub(lambda match: quote(match[0]), f"s3://{bucket}/{key}")
-
-
-def _unescaped(uri: str) -> str:
-    return _ESCAPE.sub(lambda match: unquote(match[0]), uri)
 
 
 def _split(uri: str) -> tuple[str, str]:
-    match = _URI.fullmatch(uri)
+    match = re.fullmatch(r"s3://(arn:[^/]+/[^/]+|[^/]+)/(.+)", uri, re.DOTALL)
     if not match:
         raise InvalidEvent(f"{uri!r} is no URI of a folder or key; write it like s3://bucket/key")
     return match[1], match[2]
 
 
-def _events(options: Namespace, client: S3Client) -> tuple[Scheduler, list[str]]:
-    """The folder and the names: from URIs of events, or the folder's URI and names in it."""
-    first, *rest = map(_unescaped, options.EVENT)
-    bucket, key = _split(first)
-    event = _EVENT.fullmatch(key)
-    scheduler = Scheduler(bucket, event["folder"] if event else key, client)
-    told = [first, *rest] if event else rest
-    if not told and options.command != "retry":
-        raise InvalidEvent(f"{first!r} is no event; write the names of some behind it")
-    ends = (text.removeprefix(f"s3://{bucket}/").removeprefix(scheduler.prefix) for text in told)
-    chosen = [scheduler.prefix + end for end in ends]
-    for name in chosen:
-        names.parse(scheduler.prefix, name)  # refuses what is no event, before any is touched
-    # HEAD does not say what is missing, or why it is refused; LIST does.
-    client.list_objects_v2(Bucket=bucket, Prefix=scheduler.prefix, MaxKeys=1)
-    return scheduler, chosen
+def _uri(bucket: str, key: str) -> str:
+    # One line, whatever the key; `unquote` takes it back.
+    return f"s3://{bucket}/" + re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), key)
 
 
 def schedule(options: Namespace, client: S3Client) -> int:
     """At WHEN, let the content of FILE appear at TARGET; prints the event's URI."""
     scheduler = Scheduler(*_split(options.FOLDER), client)
     target = _split(options.TARGET)
-    replace = not options.no_replace
     extra = {"ContentType": options.content_type} if options.content_type else {}
     with open(options.FILE, "rb", closefd=options.FILE != 0) as file:
-        body = file if replace or file.seekable() else file.read()
-        try:
-            name = scheduler.schedule(
-                options.WHEN, *target, body, replace=replace, extra_args=extra
-            )
-        except AlreadyScheduled as error:
-            uri = _uri(scheduler.bucket, error.name)
-            complain(f"{uri} is already scheduled; to swap its content, leave out --no-replace")
-            return 1
+        body = file if options.replace or file.seekable() else file.read()
+        name = scheduler.schedule(
+            options.WHEN, *target, body, replace=options.replace, extra_args=extra
+        )
     print(_uri(scheduler.bucket, name))
     return 0
 
@@ -125,8 +67,8 @@ def list_(options: Namespace, client: S3Client) -> int:
     """Show what waits, soonest first: when (UTC), how far off, bytes, target."""
     bucket, folder = _split(options.FOLDER)
     if options.failed:
-        folder = folder.rstrip("/") + "/failed"
-    scheduler, event = Scheduler(bucket, folder, client), None
+        folder = names.folder_prefix(folder) + "failed"
+    scheduler = Scheduler(bucket, folder, client)
     for event in scheduler.pending(after=options.after, before=options.before):
         uri = _uri(bucket, event.name)
         if options.json:
@@ -138,76 +80,89 @@ def list_(options: Namespace, client: S3Client) -> int:
             line = f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>9,} B  {where}"
         # At once: a reader who has seen enough ends us before the next request.
         print(line, flush=True)
-    if not event:
-        print(f"no events in s3://{bucket}/{scheduler.prefix}", file=sys.stderr)
     return 0
 
 
 def _words(span: timedelta) -> str:
-    """How long that is, as one would say it."""
-    if span < timedelta(minutes=1):
-        return f"{span.seconds} s"
-    hours, minutes = divmod(round(span / timedelta(minutes=1)), 60)
+    minutes, seconds = divmod(int(span.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours} h".removesuffix(" 0 h")
-    return f"{hours} h {minutes} min".removesuffix(" 0 min") if hours else f"{minutes} min"
-
-
-_NOT_WAITING = "is not waiting: it was delivered or cancelled, or never scheduled"
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def cancel(options: Namespace, client: S3Client) -> int:
-    """Remove events; exit code 1 if any was no longer waiting."""
-    status = 0
-    scheduler, chosen = _events(options, client)
-    for name in chosen:
-        uri = _uri(scheduler.bucket, name)
-        if scheduler.cancel(name):
-            print(f"cancelled {uri}")
-        else:
-            complain(f"{uri} {_NOT_WAITING}")
-            status = 1
-    return status
+    """Remove events, and print their URIs; exit code 1 if any was no longer waiting."""
+
+    def remove(scheduler: Scheduler, name: str) -> str:
+        if not scheduler.cancel(name):
+            raise NotScheduled(name)
+        return name
+
+    return _change(options, client, remove)
 
 
 def reschedule(options: Namespace, client: S3Client) -> int:
-    """Move events to another moment; prints their new URIs."""
-    status = 0
-    scheduler, chosen = _events(options, client)
-    if scheduler.prefix.endswith("/failed/"):
-        raise InvalidEvent(f"what is in {scheduler.prefix} has failed; retry it first")
-    for name in chosen:
-        try:
-            print(_uri(scheduler.bucket, scheduler.reschedule(name, options.WHEN)))
-        except NotScheduled:
-            complain(f"{_uri(scheduler.bucket, name)} {_NOT_WAITING}")
-            status = 1
-    return status
+    """Move events to WHEN, and print their new URIs; exit code 1 if any was no longer waiting."""
+
+    def move_on(scheduler: Scheduler, name: str) -> str:
+        if scheduler.prefix.endswith("/failed/"):
+            raise InvalidEvent(f"what is in {scheduler.prefix} has failed; retry it first")
+        return scheduler.reschedule(name, options.WHEN)
+
+    return _change(options, client, move_on)
 
 
 def retry(options: Namespace, client: S3Client) -> int:
-    """Put failed events back, all of a folder or some; prints their URIs."""
+    """Put failed events back, all of a folder or some, and print their URIs."""
+
+    def put_back(failed: Scheduler, name: str) -> str:
+        seen = head(client, failed.bucket, name)
+        if not seen:
+            raise NotScheduled(name)
+        new_name = failed.prefix.removesuffix("failed/") + name.removeprefix(failed.prefix)
+        if head(client, failed.bucket, new_name):
+            raise AlreadyScheduled(new_name)
+        entry: Any = {"Key": name, "Size": seen["ContentLength"], "ETag": seen["ETag"]}
+        move(client, failed.bucket, names.event_from(failed.prefix, entry), new_name)
+        return new_name
+
+    return _change(options, client, put_back, within="failed/")
+
+
+def _change(
+    options: Namespace,
+    client: S3Client,
+    change: Callable[[Scheduler, str], str],
+    within: str = "",
+) -> int:
+    """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
+    first, *rest = (unquote(it) if it.startswith("s3://") else it for it in options.EVENT)
+    bucket, key = _split(first)
+    event = _EVENT.fullmatch(key)
+    home = names.folder_prefix(event["folder"] if event else key)
+    if within:
+        home = names.folder_prefix(home.removesuffix(f"/{within}"))
+    folder = Scheduler(bucket, home + within, client)
+    told = [first, *rest] if event else rest
+    if not (told or within):
+        raise InvalidEvent(f"{first!r} is no event; write the names of some behind it")
+    ends = (text.removeprefix(f"s3://{bucket}/").removeprefix(home) for text in told)
+    told = [folder.prefix + end.removeprefix(within) for end in ends]
+    for name in told:
+        names.parse(folder.prefix, name)  # refuses what is no event, before any is touched
+    # HEAD does not say what is missing, or why it is refused; LIST does.
+    client.list_objects_v2(Bucket=bucket, Prefix=folder.prefix, MaxKeys=1)
     status = 0
-    given, chosen = _events(options, client)
-    home = Scheduler(given.bucket, given.prefix.removesuffix("/failed/"), client)
-    failed = Scheduler(home.bucket, home.prefix + "failed", client)
-    missing = {failed.prefix + name.removeprefix(given.prefix) for name in chosen}
-    for event in failed.pending():
-        if chosen and event.name not in missing:
-            continue
-        missing.discard(event.name)
-        name = home.prefix + event.name.removeprefix(failed.prefix)
-        if head(client, failed.bucket, name):
-            uri = _uri(failed.bucket, event.name)
-            complain(f"{uri} stays: the same event is waiting again; cancel one of the two")
+    for name in told or (event.name for event in folder.pending()):
+        try:
+            print(_uri(bucket, change(folder, name)))
+        except (AlreadyScheduled, NotScheduled) as error:
+            complain(str(error))
             status = 1
-        else:
-            move(client, failed.bucket, event, name)
-            print(_uri(failed.bucket, name))
-    for name in sorted(missing):
-        complain(f"{_uri(failed.bucket, name)} is not there: was it put back, or cancelled?")
-        status = 1
     return status
 
 
@@ -216,8 +171,8 @@ def run(options: Namespace, client: S3Client) -> int:
     scheduler = Scheduler(*_split(options.FOLDER), client)
     log = _Log()
     logger.addHandler(log)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _stop)
     # An interrupted run finishes what is in flight.
     with contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -252,15 +207,11 @@ def _run_once(scheduler: Scheduler, options: Namespace) -> None:
             raise
         logger.error("%s; trying again in %g s", error, options.every)  # noqa: TRY400 - one line
         return
-    facts = []
-    if report.copied:
-        facts.append(f"{report.copied} delivered, up to {_words(report.max_delay)} late")
-    if report.failed_count:
-        facts.append(f"{report.failed_count} failed")
-    if report.unfinished:
-        facts.append("more are due")
-    if facts:
-        print(f"{datetime.now(timezone.utc):{_SECONDS}}  {'; '.join(facts)}", flush=True)
+    if report.copied or report.failed_count or report.unfinished:
+        late = f", up to {_words(report.max_delay)} late" if report.copied else ""
+        counts = f"{report.copied} delivered{late}; {report.failed_count} failed"
+        more = "; more are due" if report.unfinished else ""
+        print(f"{datetime.now(timezone.utc):{_SECONDS}}  {counts}{more}", flush=True)
 
 
 class _Log(logging.Handler):
@@ -269,83 +220,102 @@ class _Log(logging.Handler):
     failures = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            self.failures += 1
-        errors = [value for value in record.args or () if isinstance(value, Exception)]
-        complain(record.getMessage(), *errors)
+        self.failures += record.levelno >= logging.ERROR
+        complain(record.getMessage())
 
 
-_CREDENTIALS = "renew the credentials, or choose others with --profile"
-_NETWORK = "check the network and --endpoint-url"
 _ADVICE = {
-    "NoSuchBucket": "create the bucket, or correct its name",
-    "AccessDenied": "grant the permission to these credentials, or use others",
-    "NoCredentialsError": "set them up with `aws configure`, or choose some with --profile",
-    "ExpiredToken": _CREDENTIALS,
-    "InvalidAccessKeyId": _CREDENTIALS,
-    "SignatureDoesNotMatch": _CREDENTIALS,
-    "PermanentRedirect": "name the bucket's own --region",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "EndpointConnectionError": _NETWORK,
-    "ConnectTimeoutError": _NETWORK,
-    "ReadTimeoutError": _NETWORK,
+    "(NoSuchBucket)": "create the bucket, or correct its name",
+    "(AccessDenied)": "grant the permission to these credentials, or use others",
+    "Unable to locate credentials": "run `aws configure`, or choose some with --profile",
+    "endpoint URL: ": "check the network and --endpoint-url",
 }
 
 
-def complain(text: str, error: Exception | None = None) -> None:
-    """Say it on standard error, in one line, with advice about the error."""
-    advice = _ADVICE.get(error_code(error) or type(error).__name__)
+def complain(text: str) -> None:
+    """Say it on standard error, in one line, with advice."""
     line = " ".join(text.splitlines()).rstrip(".")
-    line = f"{line}; {advice}" if advice else line
+    advice = "".join(f"; {advice}" for words, advice in _ADVICE.items() if words in line)
     with contextlib.suppress(OSError):  # nobody reads
-        print(f"s3-scheduler: {line}", file=sys.stderr)
+        print(f"s3-scheduler: {line}{advice}", file=sys.stderr)
 
 
-_FOLDER_HELP = "such as s3://my-bucket/later"
-_WHEN_HELP = "with a zone, like 2030-01-31T09:00:00Z; or from now, like +10m, +2h, +3d; or now"
-_EVENTS_HELP = "URIs (quote them: they hold a |), or the folder's URI and names"
-_EXAMPLE = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
+def _span(text: str) -> timedelta:
+    match = re.fullmatch("([0-9]{1,9})([smhd])", text)
+    if not match:
+        raise ArgumentTypeError(f"{text!r} is not a span of time; write it like 90s, 10m, 2h or 3d")
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    return timedelta(**{units[match[2]]: int(match[1])})
+
+
+def _when(text: str) -> str | timedelta:
+    return _span(text[1:]) if text.startswith("+") else text
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    return int(index), int(count)
+
+
+_FOLDER = {"help": "such as s3://my-bucket/later"}
+_WHEN = {"type": _when, "help": "like 2030-01-31T09:00:00Z, or from now like +10m, +2h, +3d"}
+_EVENTS = {"nargs": "+", "help": "URIs (quote them: they hold a |), or the folder's URI and names"}
+_NAME = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
 
 
 def _parser() -> ArgumentParser:
+    settings = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    settings.add_argument("--endpoint-url", metavar="URL", help="of an S3 that is not Amazon's")
+    settings.add_argument("--profile", metavar="NAME", help="of your AWS configuration")
+    settings.add_argument("--region", metavar="NAME", help="of the folder's bucket")
+    settings.add_argument("--debug", action="store_true", help="show tracebacks")
     parser = ArgumentParser(
         prog="s3-scheduler",
         description="One-time events in a folder of an S3 bucket: see them, change them, run them.",
         epilog="exit codes: 0, done; 1, an event was not waiting, or failed in the last run; "
         "2, it could not be done",
+        parents=[settings],
     )
-    _add_settings(parser, None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
+    def command(name: str, run: Callable[[Namespace, S3Client], int], example: str) -> Any:
+        added = commands.add_parser(
+            name,
+            help=run.__doc__,
+            description=run.__doc__,
+            epilog=f"example: s3-scheduler {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # or it would wrap the example
+            parents=[settings],
+        )
+        added.set_defaults(run=run)
+        return added.add_argument
+
     example = "s3://my-bucket/later +2h s3://shop/welcome/42.json welcome.json"
-    add = _command(commands, "schedule", schedule, example)
-    add("FOLDER", help=_FOLDER_HELP)
-    add("WHEN", type=_moment, help=_WHEN_HELP)
+    add = command("schedule", schedule, example)
+    add("FOLDER", **_FOLDER)
+    add("WHEN", **_WHEN)
     add("TARGET", help="such as s3://shop/welcome/42.json")
     add("FILE", type=lambda path: 0 if path == "-" else path, help="-: standard input")
-    add("--no-replace", action="store_true", help="exit code 1 if this very event is waiting")
+    text = "exit code 1 if this very event is waiting"
+    add("--no-replace", action="store_false", dest="replace", help=text)
     add("--content-type", metavar="TYPE", help="such as text/plain")
 
-    add = _command(commands, "list", list_, "s3://my-bucket/later --until +1h")
-    add("FOLDER", help=_FOLDER_HELP)
-    add("--from", metavar="T", type=_moment, dest="after", help="due at such a WHEN or later")
-    add("--until", metavar="T", type=_moment, dest="before", help="due before such a WHEN")
+    add = command("list", list_, "s3://my-bucket/later --until +1h")
+    add("FOLDER", **_FOLDER)
+    add("--from", metavar="T", type=_when, dest="after", help="due at such a WHEN or later")
+    add("--until", metavar="T", type=_when, dest="before", help="due before such a WHEN")
     add("--failed", action="store_true", help="what was moved to FOLDER/failed instead")
     add("--uri", action="store_true", help="the events' URIs, as cancel takes them, not targets")
     add("--json", action="store_true", help="one JSON object a line")
 
-    add = _command(commands, "cancel", cancel, _EXAMPLE)
-    add("EVENT", nargs="+", help=_EVENTS_HELP)
+    command("cancel", cancel, _NAME)("EVENT", **_EVENTS)
+    add = command("reschedule", reschedule, f"{_NAME} +3d")
+    add("EVENT", **_EVENTS)
+    add("WHEN", **_WHEN)
+    command("retry", retry, "s3://my-bucket/later")("EVENT", **_EVENTS)
 
-    add = _command(commands, "reschedule", reschedule, f"{_EXAMPLE} +3d")
-    add("EVENT", nargs="+", help=_EVENTS_HELP)
-    add("WHEN", type=_moment, help=_WHEN_HELP)
-
-    add = _command(commands, "retry", retry, "s3://my-bucket/later")
-    add("EVENT", nargs="+", help=f"the folder's URI alone, for all; {_EVENTS_HELP}")
-
-    add = _command(commands, "run", run, "s3://my-bucket/later --every 60 --time-limit 50")
-    add("FOLDER", help=_FOLDER_HELP)
+    add = command("run", run, "s3://my-bucket/later --every 60 --time-limit 50")
+    add("FOLDER", **_FOLDER)
     add("--every", metavar="SECONDS", type=float, help="again, until SIGTERM or Ctrl-C")
     add("--time-limit", metavar="SECONDS", type=float, help="begin nothing after it")
     add("--shard", metavar="I/N", type=_shard, default=(0, 1), help="of two at once: 0/2, 1/2")
@@ -359,26 +329,10 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, example: str) -> Any:
-    text, epilog = run.__doc__, f"example: s3-scheduler {name} {example}"
-    command = commands.add_parser(name, help=text, description=text, epilog=epilog)
-    command.formatter_class = argparse.RawDescriptionHelpFormatter  # it would wrap the example
-    command.set_defaults(run=run)
-    _add_settings(command, SUPPRESS)  # or it would undo what stands before the command
-    return command.add_argument
-
-
-def _add_settings(parser: ArgumentParser, default: Any) -> None:
-    add = parser.add_argument
-    add("--endpoint-url", metavar="URL", default=default, help="of an S3 that is not Amazon's")
-    add("--profile", metavar="NAME", default=default, help="of your AWS configuration")
-    add("--region", metavar="NAME", default=default, help="of the folder's bucket")
-    add("--debug", action="store_true", default=default, help="show tracebacks")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; `argv` without the program, None: the shell's."""
-    options = _parser().parse_args(argv)
+    unset = Namespace(endpoint_url=None, profile=None, region=None, debug=False)
+    options = _parser().parse_args(argv, unset)
     try:
         if options.command == "demo":
             return demo.main()
@@ -395,8 +349,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        complain(str(error), error)
-        return 2
+        complain(str(error))
+        return 1 if isinstance(error, AlreadyScheduled) else 2
     return status
 
 

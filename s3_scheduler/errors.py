@@ -31,7 +31,7 @@ class AlreadyScheduled(SchedulerError):
         self.name = name
 
     def __str__(self) -> str:
-        return f"{self.name!r} is already scheduled; to swap its content, leave out replace=False"
+        return f"{self.name!r} is already scheduled; cancel it first, or let it be replaced"
 
 
 class NotScheduled(SchedulerError, LookupError):
