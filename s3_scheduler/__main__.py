@@ -272,8 +272,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="s3-scheduler",
         description="One-time events in a folder of an S3 bucket: see them, change them, run them.",
-        epilog="exit codes: 0, done; 1, an event was not waiting, or failed in the last run; "
-        "2, it could not be done",
+        epilog="exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the "
+        "last run; 2, it could not be done",
         parents=[settings],
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -167,6 +167,40 @@ def test_an_event_s_whole_life(seaweed, seaweed_client, folder, bucket, target, 
     assert shell("list", "s3://nobody-has-it/later", code=2) == ""
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_loop_on_a_real_server(seaweed, folder, target, file, signum):
+    """As a program of its own, `run --every` delivers until a signal ends it, exit code 0."""
+    env = environment(seaweed)
+    scheduling = [*CLI, "schedule", folder, "+0s", f"s3://{target}/k", file]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*CLI, "run", folder, "--every", "0.2"], env=env, **pipes) as loop:
+        for _ in range(2):
+            subprocess.run(scheduling, env=env, check=True, stdout=subprocess.DEVNULL)
+            assert "1 delivered" in loop.stdout.readline()
+        loop.send_signal(signum)
+        assert loop.communicate() == ("", "")
+    assert loop.returncode == 0
+
+
+def test_a_closed_pipe_on_a_real_server(seaweed, seaweed_client, folder, bucket, target):
+    """As a program of its own, `list` ends in silence when its reader has seen enough."""
+    for i in range(50):
+        name = f"later/{NEW_YEAR}|{target}|{i}"
+        seaweed_client.put_object(Bucket=bucket, Key=name, Body=b"")
+    with subprocess.Popen(
+        [*CLI, "list", folder, "--json"],
+        env=environment(seaweed),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pipesize=4096,  # so that it has to wait for its reader
+    ) as listing:
+        assert json.loads(listing.stdout.readline())["key"] == "0"
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 0
+
+
 def test_the_installed_script():
     """Installing the package brings the same command as `s3-scheduler`."""
     script = shutil.which("s3-scheduler", path=str(Path(sys.executable).parent))
