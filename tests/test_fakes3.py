@@ -111,8 +111,8 @@ def test_delay(s3):
         s3.fault = on("CopyObject", Delay(0.2, after=after))
         started = time.monotonic()
         copy(s3)
-        assert time.monotonic() - started >= 0.2
-        assert (s3.history[-1].time - started < 0.2) == after
+        acted, answered = s3.history[-1].time, time.monotonic()
+        assert (answered - acted if after else acted - started) >= 0.2
 
 
 def test_key_errors(s3):
@@ -309,13 +309,13 @@ def test_unknown_operation(s3):
 
 
 def test_latency(s3):
-    """A latency is that of each request, however many there are."""
-    s3.latency = lambda request: 0.2 if request.operation == "HeadObject" else 0.0
+    """A latency is that of each request, and those of many pass at once."""
+    s3.latency = lambda request: 0.5 if request.operation == "HeadObject" else 0.0
     client = s3.client(max_pool_connections=50)
     started = time.monotonic()
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(lambda _: client.head_object(Bucket="bucket", Key="a"), range(50)))
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.5 <= time.monotonic() - started < 0.5 * 50 / 2
 
 
 def test_end():
@@ -329,12 +329,12 @@ def test_end():
     ended = []
     with FakeS3("bucket") as s3:
         s3.fault = on("ListObjectsV2", Hang())
-        client = s3.client(read_timeout=20)
+        client = s3.client(read_timeout=60)
         thread = threading.Thread(target=hang, args=[client])
         thread.start()
         while not s3.log:
             time.sleep(0.01)
-    thread.join(5)
+    thread.join(30)
     assert ended
     with FakeS3(port=s3.port) as again:
         again.client().list_buckets()
