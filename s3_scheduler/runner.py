@@ -62,12 +62,12 @@ def run_due(
     takes the i-th share (0 to n - 1) of the targets. `extra_args` is for the copies, as boto3's
     `ExtraArgs`: ACL, StorageClass, encryption, ExpectedBucketOwner.
 
-    Raises `InvalidEvent` for a naive `now`, a shard that does not exist, and other arguments that
-    cannot be meant; and what S3 answers if the folder cannot be listed. Ctrl-C, too, finishes and
-    cleans up what is in flight.
+    Raises `InvalidEvent` for a naive `now`, a `time_limit` that leaves no time, a shard that does
+    not exist, and other arguments that cannot be meant; and what S3 answers if the folder cannot be
+    listed. Ctrl-C, too, finishes and cleans up what is in flight.
     """
     started = time.monotonic()
-    _refuse_misunderstandings(retry_for, target_buckets, shard, extra_args or {})
+    _refuse_misunderstandings(time_limit, retry_for, target_buckets, shard, extra_args or {})
     moment = datetime.now(timezone.utc) if now is None else names.to_utc(now)
     delivery = Delivery(
         scheduler.client,
@@ -93,11 +93,17 @@ def run_due(
 
 
 def _refuse_misunderstandings(
+    time_limit: float | None,
     retry_for: timedelta | None,
     target_buckets: Collection[str] | None,
     shard: tuple[int, int],
     extra_args: Mapping[str, Any],
 ) -> None:
+    if time_limit is not None and time_limit <= 0:
+        raise InvalidEvent(
+            f"time_limit {time_limit!r} leaves no time for any copy; give the run more seconds, "
+            "in a Lambda by a longer time-out of the function, or pass None for no limit"
+        )
     if not (retry_for is None or isinstance(retry_for, timedelta)):
         raise InvalidEvent(
             f"retry_for {retry_for!r} is not a timedelta; pass one, such as timedelta(days=1), "

@@ -830,9 +830,9 @@ def test_large_on_a_real_server(seaweed_client, bucket, target, monkeypatch):
 
 
 def test_no_time(folder):
-    """Without time, nothing is copied, and the events are left for the next run."""
+    """When the time is over, nothing is copied, and the events are left for the next run."""
     name = folder.put(1)
-    report = folder.run(time_limit=0)
+    report = folder.run(time_limit=1e-9)
     assert (report.copied, report.unfinished) == (0, True)
     assert folder.waiting == [name]
     assert folder.s3.count()["CopyObject"] == 0
