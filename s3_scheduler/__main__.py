@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, unquote
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
 
 from . import demo, names
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
@@ -38,15 +38,22 @@ _EVENT = re.compile(r"(?P<folder>.+?)/[0-9]{4}-[0-9]{2}-[0-9]{2}T.+", re.DOTALL)
 
 
 def _split(uri: str) -> tuple[str, str]:
-    match = re.fullmatch(r"s3://(arn:[^/]+/[^/]+|[^/]+)/(.+)", uri, re.DOTALL)
+    match = re.fullmatch(r"s3://(arn:.+?accesspoint[/:][^/]+|[^/]+)/(.+)", uri, re.DOTALL)
     if not match:
         raise InvalidEvent(f"{uri!r} is no URI of a folder or key; write it like s3://bucket/key")
     return match[1], match[2]
 
 
 def _uri(bucket: str, key: str) -> str:
-    # One line, whatever the key; `unquote` takes it back.
+    # One line, whatever the key, which `_plain` takes back.
     return f"s3://{bucket}/" + re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), key)
+
+
+def _plain(text: str) -> str:
+    # Only the URIs of events are escaped, and in them no more than `_uri` escapes.
+    if not (text.startswith("s3://") and _EVENT.fullmatch(text)):
+        return text
+    return re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), text)
 
 
 def schedule(options: Namespace, client: S3Client) -> int:
@@ -77,25 +84,23 @@ def list_(options: Namespace, client: S3Client) -> int:
             ahead = event.due - datetime.now(timezone.utc)
             off = f"in {_words(ahead)}" if ahead > timedelta() else f"{_words(-ahead)} late"
             where = uri if options.uri else _uri(event.bucket, event.key)
-            line = f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>9,} B  {where}"
+            line = f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {where}"
         # At once: a reader who has seen enough ends us before the next request.
         print(line, flush=True)
     return 0
 
 
 def _words(span: timedelta) -> str:
-    minutes, seconds = divmod(int(span.total_seconds()), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
+    hours, minutes = divmod(span.seconds // 60, 60)
+    if span.days:
+        return f"{span.days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{seconds} s"
+    return f"{minutes} min" if minutes else f"{span.seconds} s"
 
 
 def cancel(options: Namespace, client: S3Client) -> int:
-    """Remove events, and print their URIs; exit code 1 if any was no longer waiting."""
+    """Remove events, and print their URIs."""
 
     def remove(scheduler: Scheduler, name: str) -> str:
         if not scheduler.cancel(name):
@@ -106,7 +111,7 @@ def cancel(options: Namespace, client: S3Client) -> int:
 
 
 def reschedule(options: Namespace, client: S3Client) -> int:
-    """Move events to WHEN, and print their new URIs; exit code 1 if any was no longer waiting."""
+    """Move events to WHEN, in place of any there for the same target, and print their new URIs."""
 
     def move_on(scheduler: Scheduler, name: str) -> str:
         if scheduler.prefix.endswith("/failed/"):
@@ -140,11 +145,11 @@ def _change(
     within: str = "",
 ) -> int:
     """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
-    first, *rest = (unquote(it) if it.startswith("s3://") else it for it in options.EVENT)
+    first, *rest = map(_plain, options.EVENT)
     bucket, key = _split(first)
     event = _EVENT.fullmatch(key)
     home = names.folder_prefix(event["folder"] if event else key)
-    if within:
+    if event and within:  # a folder may itself be called "failed"
         home = names.folder_prefix(home.removesuffix(f"/{within}"))
     folder = Scheduler(bucket, home + within, client)
     told = [first, *rest] if event else rest
@@ -159,7 +164,7 @@ def _change(
     status = 0
     for name in told or (event.name for event in folder.pending()):
         try:
-            print(_uri(bucket, change(folder, name)))
+            print(_uri(bucket, change(folder, name)), flush=True)
         except (AlreadyScheduled, NotScheduled) as error:
             complain(str(error))
             status = 1
@@ -167,14 +172,15 @@ def _change(
 
 
 def run(options: Namespace, client: S3Client) -> int:
-    """Deliver what is due, once or every so often; exit code 1 if the last run had failures."""
+    """Deliver what is due, once or every so often."""
     scheduler = Scheduler(*_split(options.FOLDER), client)
     log = _Log()
-    logger.addHandler(log)
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _stop)
+    logger.handlers = [log]
+    logger.setLevel(logging.INFO)
     # An interrupted run finishes what is in flight.
     with contextlib.suppress(KeyboardInterrupt):
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, _stop)
         while True:
             began = time.monotonic()
             log.failures = 0
@@ -195,38 +201,42 @@ def _stop(*_: object) -> NoReturn:
 
 def _run_once(scheduler: Scheduler, options: Namespace) -> None:
     try:
-        report = run_due(
+        run_due(
             scheduler,
             time_limit=options.time_limit,
             retry_for=options.retry_for,
             target_buckets=options.target_buckets,
             shard=options.shard,
         )
-    except (BotoCoreError, ClientError) as error:
-        if not options.every:
+    except Exception as error:
+        if not options.every or isinstance(error, InvalidEvent | BrokenPipeError):
             raise
         logger.error("%s; trying again in %g s", error, options.every)  # noqa: TRY400 - one line
-        return
-    if report.copied or report.failed_count or report.unfinished:
-        late = f", up to {_words(report.max_delay)} late" if report.copied else ""
-        counts = f"{report.copied} delivered{late}; {report.failed_count} failed"
-        more = "; more are due" if report.unfinished else ""
-        print(f"{datetime.now(timezone.utc):{_SECONDS}}  {counts}{more}", flush=True)
 
 
 class _Log(logging.Handler):
-    """Shows what the library logs, and counts failures: an interrupted run has no report."""
+    """Shows what the library logs: an interrupted run returns no report."""
 
     failures = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         self.failures += record.levelno >= logging.ERROR
-        complain(record.getMessage())
+        if record.levelno > logging.INFO:
+            complain(record.getMessage())
+            return
+        arguments: Any = record.args
+        _, _, copied, failed, _, unfinished, max_delay = arguments
+        if copied or failed or unfinished:
+            late = f", up to {_words(timedelta(seconds=max_delay))} late" if copied else ""
+            more = "; more are due" if unfinished else ""
+            line = f"{copied} delivered{late}; {failed} failed{more}"
+            print(f"{datetime.now(timezone.utc):{_SECONDS}}  {line}", flush=True)
 
 
 _ADVICE = {
     "(NoSuchBucket)": "create the bucket, or correct its name",
     "(AccessDenied)": "grant the permission to these credentials, or use others",
+    "(403)": "grant the permission to these credentials, or use others",
     "Unable to locate credentials": "run `aws configure`, or choose some with --profile",
     "endpoint URL: ": "check the network and --endpoint-url",
 }
@@ -241,18 +251,25 @@ def complain(text: str) -> None:
 
 
 def _span(text: str) -> timedelta:
-    match = re.fullmatch("([0-9]{1,9})([smhd])", text)
+    match = re.fullmatch(r"\+?([0-9]{1,9})([smhd])", text)
     if not match:
         raise ArgumentTypeError(f"{text!r} is not a span of time; write it like 90s, 10m, 2h or 3d")
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    return timedelta(**{units[match[2]]: int(match[1])})
+    return int(match[1]) * timedelta(seconds={"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
 
 
 def _when(text: str) -> str | timedelta:
-    return _span(text[1:]) if text.startswith("+") else text
+    return _span(text) if text.startswith("+") else text
 
 
-def _shard(text: str) -> tuple[int, int]:
+def seconds(text: str) -> float:
+    """Read a time that can be waited for."""
+    if not 0 < (number := float(text)) < 1e9:  # noqa: PLR2004
+        raise ValueError
+    return number
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read I/N."""
     index, _, count = text.partition("/")
     return int(index), int(count)
 
@@ -312,13 +329,14 @@ def _parser() -> ArgumentParser:
     add = command("reschedule", reschedule, f"{_NAME} +3d")
     add("EVENT", **_EVENTS)
     add("WHEN", **_WHEN)
-    command("retry", retry, "s3://my-bucket/later")("EVENT", **_EVENTS)
+    add = command("retry", retry, "s3://my-bucket/later")
+    add("EVENT", nargs="+", help=f"the folder's URI alone, for all; {_EVENTS['help']}")
 
     add = command("run", run, "s3://my-bucket/later --every 60 --time-limit 50")
     add("FOLDER", **_FOLDER)
-    add("--every", metavar="SECONDS", type=float, help="again, until SIGTERM or Ctrl-C")
-    add("--time-limit", metavar="SECONDS", type=float, help="begin nothing after it")
-    add("--shard", metavar="I/N", type=_shard, default=(0, 1), help="of two at once: 0/2, 1/2")
+    add("--every", metavar="SECONDS", type=seconds, help="again, until SIGTERM or Ctrl-C")
+    add("--time-limit", metavar="SECONDS", type=seconds, help="begin nothing after it")
+    add("--shard", metavar="I/N", type=shard, default=(0, 1), help="of two at once: 0/2, 1/2")
     text = "the only one that events may go to, or one of several"
     add("--target-bucket", metavar="B", action="append", dest="target_buckets", help=text)
     text = "before a failing event is moved to failed/, like 90m or 7d; 1d if not given"
@@ -339,16 +357,16 @@ def main(argv: list[str] | None = None) -> int:
         session = boto3.Session(profile_name=options.profile, region_name=options.region)
         client = session.client("s3", endpoint_url=options.endpoint_url, config=CONFIG)
         status: int = options.run(options, client)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:
         # Whoever read has seen enough: what is still in the buffer goes nowhere, in silence.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0 if options.command == "list" else 141
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - one clear line, whatever it is
         if options.debug:
-            raise
+            traceback.print_exc()
         complain(str(error))
         return 1 if isinstance(error, AlreadyScheduled) else 2
     return status

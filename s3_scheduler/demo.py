@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 60  # seconds; a start takes about one
 GRPC = 10_000  # what SeaweedFS adds to a port to get its gRPC port
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SeaweedError(Exception):
@@ -72,13 +72,13 @@ def main() -> int:
                 temporary = tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-")
                 directory = stack.enter_context(temporary)
             endpoint = stack.enter_context(seaweedfs(Path(directory)))
+            stack.callback(_ignore_interrupts)
             _say(f"SeaweedFS, an S3 server of your own, answers at {endpoint.url}")
             _say(f"and keeps all it has in {directory}; Ctrl-C removes both.")
             _tell(endpoint.client())
-            _ignore_interrupts()
     except SeaweedError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         _say("\nStopped early. The server is gone, and its directory with it.")
         return 130

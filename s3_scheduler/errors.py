@@ -44,7 +44,7 @@ class NotScheduled(SchedulerError, LookupError):
     def __str__(self) -> str:
         return (
             f"{self.name!r} is not waiting: it was delivered or cancelled, or never scheduled; "
-            "schedule it anew if it is still wanted"
+            "if it has not arrived and is still wanted, schedule it anew"
         )
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-for _name in [name for name in os.environ if name.startswith("AWS_")]:
+for _name in [name for name in os.environ if name.startswith(("AWS_", "PYTHONUNBUFFERED"))]:
     del os.environ[_name]
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -11,10 +11,8 @@ import threading
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
-from botocore.exceptions import ClientError
 from fakes3 import Error, on
 from hypothesis import given
 from hypothesis import strategies as st
@@ -355,10 +353,21 @@ def test_any_key(cli, fake):
 
 @given(st.text(st.sampled_from("%0A125\n\x7f/|x") | st.characters(codec="utf-8"), min_size=1))
 def test_uris_are_taken_back(key):
-    """What is printed for a key is one line that reads as this key, and no other."""
-    uri = cli_module._uri("bucket", key)
+    """What is printed for an event is one line that reads as this event, and no other."""
+    uri = cli_module._uri("bucket", f"later/{NEW_YEAR}|target|{key}")
     assert not re.search("[\x00-\x1f]", uri)
-    assert unquote(uri) == f"s3://bucket/{key}"
+    assert cli_module._plain(uri) == f"s3://bucket/later/{NEW_YEAR}|target|{key}"
+
+
+def test_no_other_event_is_meant(cli, fake):
+    """A folder's URI and a name, and what is escaped in no URI, mean what they say."""
+    keys = ["a b", "a%20b", "100%"]
+    put(fake, *(f"{NEW_YEAR}|target|{key}" for key in keys))
+    fake.put("events", f"l%61ter/{NEW_YEAR}|target|k")
+    cli.line("cancel", f"s3://events/later/{NEW_YEAR}|target|a%20b")
+    cli.line("cancel", "s3://events/later", f"{NEW_YEAR}|target|100%")
+    cli.line("cancel", "s3://events/l%61ter", f"{NEW_YEAR}|target|k")
+    assert list(fake.buckets["events"]) == [f"later/{NEW_YEAR}|target|a b"]
 
 
 def test_head_takes_one_request(fake, cli):
@@ -373,6 +382,16 @@ def test_head_takes_one_request(fake, cli):
     )
     assert (done.stdout.count(b"\n"), done.stderr) == (1, b"")
     assert fake.count() == {"ListObjectsV2": 1}
+
+
+def test_a_closed_output(fake, cli):
+    """A command without any output does its work all the same."""
+    put(fake, f"{LONG_AGO}|target|k")
+    run = ["/bin/sh", "-c", '"$@" >&-', "-", *CLI, "run", "s3://events/later"]
+    environment = {**os.environ, "AWS_ENDPOINT_URL_S3": fake.url}
+    done = subprocess.run(run, env=environment, stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b""
+    assert list(fake.buckets["target"]) == ["k"]
 
 
 def test_a_closed_pipe_is_silent(fake, cli):
@@ -436,7 +455,8 @@ def test_an_access_point():
         ["cancel", "s3://events/later"],
         ["cancel", f"{NEW_YEAR}|target|k"],
         ["cancel", "s3://events/later", "k"],
-        ["cancel", f"s3://events/later/{NEW_YEAR}|target|k", f"s3://target/x/{NEW_YEAR}|target|k"],
+        ["cancel", f"s3://events/later/{NEW_YEAR}|target|k", f"s3://target/later/{NEW_YEAR}|t|k"],
+        ["cancel", f"s3://events/later/{NEW_YEAR}|target|k", f"s3://events/x/{NEW_YEAR}|target|k"],
         ["cancel", "s3://events"],
         ["reschedule", f"s3://events/later/failed/{LONG_AGO}|target|k", "+1h"],
         ["retry", "later"],
@@ -461,7 +481,9 @@ def test_bad_input(cli, fake, file, arguments):
         ["reschedule", f"s3://events/later/{LONG_AGO}|target|k"],
         ["run", "s3://events/later", "--shard", "2"],
         ["run", "s3://events/later", "--every", "often"],
-        ["run", "s3://events/later", "--time-limit", "soon"],
+        ["run", "s3://events/later", "--every", "0"],
+        ["run", "s3://events/later", "--every", "inf"],
+        ["run", "s3://events/later", "--time-limit", "nan"],
         ["run", "s3://events/later", "--retry-for", "long"],
         ["run"],
         ["frobnicate"],
@@ -517,9 +539,12 @@ def test_retry_does_not_replace(cli, fake):
 
 def test_a_folder_named_failed(cli, fake):
     """A folder that is itself called "failed" has failed events as any other."""
-    fake.put("events", f"failed/failed/{LONG_AGO}|target|k", b"")
-    cli.line("retry", "s3://events/failed")
-    assert list(fake.buckets["events"]) == [f"failed/{LONG_AGO}|target|k"]
+    for folder in ("failed", "jobs/failed"):
+        fake.put("events", f"{folder}/{LONG_AGO}|target|waiting", b"")
+        fake.put("events", f"{folder}/failed/{LONG_AGO}|target|k", b"")
+        uri = f"s3://events/{folder}/{LONG_AGO}|target|k"
+        assert cli.lines("retry", f"s3://events/{folder}") == [uri]
+        assert cli.lines("list", "--uri", f"s3://events/{folder}")[0].endswith(uri)
 
 
 # run
@@ -547,12 +572,18 @@ def test_failures_of_a_run(cli, fake):
     assert failed.endswith("create the bucket, or correct its name")
 
 
-@pytest.mark.parametrize("span", ["0s", "9999999d"])
-def test_how_long_failures_are_tried(cli, fake, span):
-    """--retry-for tells when a failing event is moved to failed/."""
-    put(fake, f"{LONG_AGO}|nobody|k")
-    assert cli("run", "s3://events/later", "--retry-for", span)[0] == 1
-    assert [name.startswith("later/failed/") for name in fake.buckets["events"]] == [span == "0s"]
+@pytest.mark.parametrize(
+    ("option", "moved"),
+    [(["--retry-for", "2h"], ["b", "a"]), (["--retry-for", "9999999d"], []), ([], ["b"])],
+)
+def test_how_long_failures_are_tried(cli, fake, option, moved):
+    """--retry-for tells when a failing event is moved to failed/; it is a day if not given."""
+    for key, hours in {"a": 23, "b": 25}.items():
+        due = datetime.now(timezone.utc) - timedelta(hours=hours)
+        put(fake, f"{names.stamp(due)}|nobody|{key}")
+    assert cli("run", "s3://events/later", *option)[0] == 1
+    failed = [name for name in fake.buckets["events"] if name.startswith("later/failed/")]
+    assert [name.rpartition("|")[2] for name in failed] == moved
 
 
 def test_target_buckets(cli, fake):
@@ -603,7 +634,7 @@ class Running:
     def stop(self, signum):
         """Its exit code, and what it still had to say on standard error."""
         self.process.send_signal(signum)
-        _, err = self.process.communicate(timeout=30)
+        self.rest, err = self.process.communicate(timeout=30)
         return self.process.returncode, err
 
     def read(self):
@@ -637,6 +668,7 @@ def test_a_signal_during_a_run(fake, cli, signum, every):
     assert (code, err) == (0, "")
     arrived = {name.split("|")[2] for name in fake.buckets["events"]}
     assert 0 < len(fake.buckets["target"]) < 5000
+    assert f"  {len(fake.buckets['target'])} delivered, " in running.rest
     assert arrived == {str(i) for i in range(5000)} - {*fake.buckets["target"]}
 
 
@@ -683,6 +715,27 @@ def test_an_outage_passes(fake, cli):
     assert err.count("\n") == 2
 
 
+def test_credentials_that_cannot_be_had(fake, cli, tmp_path, monkeypatch):
+    """Nor does a loop end because there are no valid credentials for a while."""
+
+    def provide(expiration):
+        keys = {"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret"}
+        (tmp_path / "new").write_text(json.dumps(keys | {"Expiration": expiration}))
+        (tmp_path / "new").replace(tmp_path / "keys")
+
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = cat {tmp_path}/keys\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    fake.fill(due=1)
+    provide(LONG_AGO)
+    with Running(fake, "--every", "0.1") as running:
+        assert "trying again in 0.1 s" in running.process.stderr.readline()
+        provide("2999-01-01T00:00:00Z")
+        assert "1 delivered" in running.read()
+        assert running.stop(signal.SIGTERM)[0] == 0
+
+
 def test_an_outage_at_the_end(fake, cli):
     """If the last run of a loop met an outage, the exit code is 1."""
     fake.fault = lambda request: Error(403, "RequestTimeTooSkewed")
@@ -701,6 +754,18 @@ def test_nobody_reads_the_lines_of_a_loop(fake, cli):
         put(fake, f"{LONG_AGO}|target|another")
         _, err = running.process.communicate(timeout=30)
     assert (running.process.returncode, err) == (141, "")
+
+
+def test_nobody_reads_the_complaints_of_a_loop(fake, cli):
+    """When its standard error is closed, a loop goes on."""
+    put(fake, f"{LONG_AGO}|nobody|k")
+    with Running(fake, "--every", "0.1", "--retry-for", "9999999d") as running:
+        running.process.stderr.close()
+        running.process.stderr = None
+        assert "0 delivered; 1 failed" in running.read()
+        put(fake, f"{LONG_AGO}|target|k")
+        while "1 delivered" not in running.read():
+            assert running.process.poll() is None
 
 
 # What goes wrong
@@ -754,9 +819,11 @@ def test_wrong_credentials(real, folder, monkeypatch):
 
 
 def test_debug(cli):
-    """--debug shows the traceback."""
-    with pytest.raises(ClientError, match="NoSuchBucket"):
-        main(["list", "s3://nobody/later", "--debug", "--endpoint-url", cli.url])
+    """--debug shows the traceback, too."""
+    code, _, err = cli("list", "s3://nobody/later", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].endswith("create the bucket, or correct its name")
 
 
 def test_a_failure_in_the_middle_of_retry(cli, fake):
@@ -811,7 +878,8 @@ def test_help(cli, name):
     """Each command's --help explains it, with an example that can be copied."""
     code, out, _ = cli(name, "--help")
     assert code == 0
-    assert f"example: s3-scheduler {name} " in " ".join(out.split())
+    *_, last = out.splitlines()
+    assert last.startswith(f"example: s3-scheduler {name} ")
 
 
 @pytest.mark.slow

