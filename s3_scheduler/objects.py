@@ -84,7 +84,14 @@ def move(
     When it goes between copy and delete, it was removed, or another moved it to the same name. With
     `withdraw` that is GONE, and the copy is withdrawn; without, the copy stays, and all is well.
     """
-    etag = copy(client, bucket, event, bucket, name, extra_args)
+    extra = dict(extra_args or {})
+    # Of two that move it there at once, each could take the other's copy for its own. boto3 knows
+    # the condition since S3 does, October 2025, and asks for none when it copies in parts:
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html
+    known: Any = client.meta.service_model.operation_model("CopyObject").input_shape
+    if withdraw and event.size <= MAX_COPY and "IfNoneMatch" in known.members:
+        extra["IfNoneMatch"] = "*"
+    etag = copy(client, bucket, event, bucket, name, extra)
     if not etag:
         copied = head(client, bucket, name)
         etag = copied["ETag"] if copied else ""
@@ -132,6 +139,7 @@ def copy(
         if error_code(error) != "NotImplemented":
             raise
         # A store without conditional copies: the condition on the delete has to do.
+        extra.pop("IfNoneMatch", None)
         answer = client.copy_object(Bucket=to_bucket, Key=to_key, CopySource=source, **extra)
     return answer.get("CopyObjectResult", {}).get("ETag", "")
 

@@ -769,6 +769,21 @@ def test_reschedule_does_not_withdraw_what_another_moved(s3, scheduler):
     assert contents(s3) == {AT_TEN: b"body"}
 
 
+def test_two_reschedules_at_once(s3, scheduler):
+    """Of two calls that move it to the same moment at once, none withdraws what both have moved."""
+    known = scheduler.client.meta.service_model.operation_model("CopyObject").input_shape.members
+    if "IfNoneMatch" not in known:
+        pytest.skip("this boto3 cannot ask S3 to replace nothing")
+    s3.put("events", AT_NINE, b"body")
+    others = {
+        "CopyObject": lambda: s3.put("events", AT_TEN, b"body"),
+        "DeleteObject": lambda: s3.delete("events", AT_NINE),
+    }
+    s3.before = lambda request: others.pop(request.operation, str)()
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    assert contents(s3) == {AT_TEN: b"body"}
+
+
 def test_reschedule_does_not_withdraw_what_another_wrote(s3, scheduler):
     """When the old name is gone and the new one replaced meanwhile, the replacement stays."""
     s3.put("events", AT_NINE, b"moved")
