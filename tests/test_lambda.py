@@ -25,8 +25,7 @@ import pytest
 import readme
 from metric_filter import extract
 
-from s3_scheduler import Scheduler
-from s3_scheduler.demo import seaweedfs
+from s3_scheduler import Scheduler, demo
 
 pytestmark = pytest.mark.recipes
 
@@ -43,7 +42,7 @@ def handler(event, context):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Run a SeaweedFS for the buckets that the README names."""
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+    with demo.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
         client = endpoint.client(max_pool_connections=32)
         for bucket in ("my-bucket", "shop-emails", "shop-done"):
             client.create_bucket(Bucket=bucket)
@@ -83,14 +82,6 @@ def emulator():
     return file.locate()
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
-
-
 class Function:
     """A Lambda function: its code, its time-out in seconds, and what it has logged."""
 
@@ -99,7 +90,7 @@ class Function:
         rie = directory / "rie"
         shutil.copy(emulator(), rie)
         rie.chmod(0o755)
-        port, api_port = free_ports(2)
+        port, api_port = demo._free_ports(2)
         self.url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
         self.log_file = directory / "log"
         command = [
