@@ -135,16 +135,12 @@ def retry(options: Namespace, client: S3Client) -> int:
         move(client, failed.bucket, names.event_from(failed.prefix, entry), new_name)
         return new_name
 
-    return _change(options, client, put_back, within="failed/")
+    return _change(options, client, put_back)
 
 
-def _change(
-    options: Namespace,
-    client: S3Client,
-    change: Callable[[Scheduler, str], str],
-    within: str = "",
-) -> int:
+def _change(options: Namespace, client: S3Client, change: Callable[[Scheduler, str], str]) -> int:
     """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
+    within = "failed/" if options.command == "retry" else ""
     first, *rest = map(_plain, options.EVENT)
     bucket, key = _split(first)
     event = _EVENT.fullmatch(key)
