@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from . import names
 from .errors import InvalidEvent
-from .objects import CHANGED, CONFLICT, GONE, copy, delete, error_code, head, move
+from .objects import CHANGED, CONFLICT, GONE, UNSUPPORTED, copy, delete, error_code, head, move
 from .report import Failure
 
 if TYPE_CHECKING:
@@ -133,8 +133,12 @@ class Delivery:
         """Delete copied events that are still what was copied; returns the failures by name."""
         # The XML of DeleteObjects cannot hold every character that a key can.
         odd = [event for event in batch if not event.name.isprintable()]
-        errors = self._delete_together([event for event in batch if event.name.isprintable()])
-        for event in odd:
+        plain = [event for event in batch if event.name.isprintable()]
+        return self._delete_together(plain) | self._delete_each(odd)
+
+    def _delete_each(self, batch: list[Event]) -> dict[str, Exception]:
+        errors: dict[str, Exception] = {}
+        for event in batch:
             try:
                 delete(self.client, self.bucket, event.name, event.etag)
             except Exception as error:  # noqa: BLE001 - the report carries it
@@ -152,6 +156,9 @@ class Delivery:
             try:
                 answers = self._delete_objects(batch)
             except Exception as error:  # noqa: BLE001 - the report carries it
+                # A store that wants of DeleteObjects the MD5 that boto3 gave up sending.
+                if error_code(error) == "MissingContentMD5":
+                    return self._delete_each(batch)
                 return errors | dict.fromkeys((event.name for event in batch), _alone(error))
             for event in batch:
                 errors.pop(event.name, None)
@@ -166,7 +173,7 @@ class Delivery:
                 Bucket=self.bucket, Delete={"Objects": seen, "Quiet": True}
             )
         except ClientError as error:
-            if error_code(error) not in {"NotImplemented", "MalformedXML"}:
+            if error_code(error) not in {"MalformedXML", *UNSUPPORTED}:
                 raise
             # A store without conditional deletes: what was listed has to do.
             answer = self.client.delete_objects(
@@ -183,7 +190,8 @@ class Delivery:
 def _is_callers_fault(error: Exception) -> bool:
     if not isinstance(error, ClientError):
         return isinstance(error, InvalidEvent)
-    code, status = error_code(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+    code = error_code(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     # An answer without a body has only its status for a code, which tells too little.
     tells = code not in _NOT_THE_EVENT and not code.isdigit() and "throttl" not in code.lower()
     return tells and status in range(400, 500) and status not in (401, 408, 409, 412, 429)

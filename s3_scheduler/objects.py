@@ -29,6 +29,7 @@ PART = 256 * 1024**2
 GONE = {"NoSuchKey", "404"}
 CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+UNSUPPORTED = {"NotImplemented", "501"}
 
 # What a multipart copy must be given to keep; a plain copy keeps it by itself.
 _KEPT = (
@@ -64,7 +65,7 @@ def delete(client: S3Client, bucket: str, name: str, etag: str) -> None:
     try:
         client.delete_object(Bucket=bucket, Key=name, IfMatch=etag)
     except ClientError as error:
-        if error_code(error) != "NotImplemented":
+        if error_code(error) not in UNSUPPORTED:
             raise
         # A store without conditional deletes: what was seen a moment ago has to do.
         client.delete_object(Bucket=bucket, Key=name)
@@ -136,7 +137,7 @@ def copy(
             Bucket=to_bucket, Key=to_key, CopySource=source, CopySourceIfMatch=event.etag, **extra
         )
     except ClientError as error:
-        if error_code(error) != "NotImplemented":
+        if error_code(error) not in UNSUPPORTED:
             raise
         # A store without conditional copies: the condition on the delete has to do.
         extra.pop("IfNoneMatch", None)
@@ -162,7 +163,7 @@ def _copy_in_parts(
     if tags:
         kept["Tagging"] = urlencode({tag["Key"]: tag["Value"] for tag in tags})
     directives = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
-    arguments = {**kept, **directives, **extra_args, "CopySourceIfMatch": event.etag}
+    arguments = {**kept, **extra_args, **directives, "CopySourceIfMatch": event.etag}
 
     class Seen(BaseSubscriber):
         def on_queued(self, future: Any, **_: Any) -> None:

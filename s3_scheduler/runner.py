@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import HTTPClientError
+from botocore.exceptions import ClientError, HTTPClientError
 
 from . import names
 from .backlog import Backlog
@@ -75,7 +76,7 @@ def run_due(
         scheduler.prefix,
         moment,
         retry_for,
-        target_buckets,
+        None if target_buckets is None else frozenset(target_buckets),
         extra_args or {},
     )
     run = _Run(delivery, started, time_limit, shard)
@@ -99,7 +100,7 @@ def _refuse_misunderstandings(
     shard: tuple[int, int],
     extra_args: Mapping[str, Any],
 ) -> None:
-    if time_limit is not None and time_limit <= 0:
+    if not (time_limit is None or time_limit > 0):
         raise InvalidEvent(
             f"time_limit {time_limit!r} leaves no time for any copy; give the run more seconds, "
             "in a Lambda by a longer time-out of the function, or pass None for no limit"
@@ -137,7 +138,7 @@ class _Run:
         self.started = started
         self.delivery = delivery
         self.time_limit = time_limit
-        self.shard = shard
+        self.shard = operator.index(shard[0]), operator.index(shard[1])
         self.stopping = False
         # botocore's stubs do not know the attributes of its Config.
         config: Any = delivery.client.meta.config
@@ -174,16 +175,16 @@ class _Run:
     def work(self) -> Report:
         # One thread more than copies, so that no delete waits behind slow ones.
         with ThreadPoolExecutor(self.width + 1, "s3_scheduler") as self.pool:
-            while True:
-                if self._delete_is_due():
-                    self._delete_copied()
-                self._read_on()
-                self._copy_on()
-                if not self.in_flight:
-                    if not self.copied:
-                        break
-                    self._delete_copied()
-                self._settle_one()
+            try:
+                self._deliver()
+            except BaseException:
+                # No more threads can be had, say. What was copied is deleted all the same.
+                while self.in_flight or self.copied:
+                    batch, self.copied = self.copied, []
+                    self.delivery.delete(batch)
+                    if self.in_flight:
+                        self._settle_one()
+                raise
         if self.list_error:
             raise self.list_error
         report = Report(
@@ -210,9 +211,21 @@ class _Run:
         )
         return report
 
+    def _deliver(self) -> None:
+        while True:
+            if self._delete_is_due():
+                self._delete_copied()
+            self._read_on()
+            self._copy_on()
+            if not self.in_flight:
+                if not self.copied:
+                    break
+                self._delete_copied()
+            self._settle_one()
+
     def _submit(self, work: Callable[..., Any], settle: Callable[..., None], *args: Any) -> None:
-        self.in_flight += 1
         future = self.pool.submit(work, *args)
+        self.in_flight += 1
         future.add_done_callback(lambda done: self.done.put((settle, done, args)))
 
     def _settle_one(self) -> None:
@@ -250,7 +263,7 @@ class _Run:
         if self.list_error:
             self.stopping = True
             return
-        self.listed = not page.result().get("NextContinuationToken")
+        self.listed = not page.result().get("IsTruncated")
         for entry in page.result().get("Contents", ()):
             if entry["Key"] >= self.bound:
                 self.listed = True
@@ -295,8 +308,7 @@ class _Run:
         else:
             self.backlog.block(event)
             self._fail(outcome)
-            # Sent and not answered, it may have been copied, and will be copied again.
-            self.stuck += isinstance(outcome.error, HTTPClientError)
+            self.stuck += _may_have_arrived(outcome.error)
 
     def _fail(self, failure: Failure) -> None:
         self.failed_count += 1
@@ -329,8 +341,16 @@ class _Run:
                 self.backlog.release(event)
                 continue
             self.backlog.block(event)
+            self.stuck += 1
             if error_code(error) in CHANGED:
                 self.changed = True
             else:
-                self.stuck += 1
                 self._fail(Failure(event, error, quarantined=False))
+
+
+def _may_have_arrived(error: Exception) -> bool:
+    """Whether what failed may have been copied, and will be copied again."""
+    if isinstance(error, ClientError):
+        # Newer versions of boto3 set the tags of a copy in parts when it has arrived.
+        return error.operation_name == "PutObjectTagging"
+    return isinstance(error, HTTPClientError)  # sent, and not answered

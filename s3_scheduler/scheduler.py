@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -83,7 +83,7 @@ class Scheduler:
         when: When,
         bucket: str,
         key: str,
-        body: bytes | str | BinaryIO,
+        body: bytes | str | IO[bytes],
         *,
         replace: bool = True,
         extra_args: Mapping[str, Any] | None = None,
@@ -94,8 +94,8 @@ class Scheduler:
         past moment is due at the next run. `body` is bytes, text (sent as UTF-8), or a binary file
         of any size, read from where it stands and never held in memory whole; boto3 may close it.
         `extra_args` is as boto3's `ExtraArgs`: headers, `Metadata` and `Tagging` arrive at the
-        target; ACL, storage class, encryption and Object Lock do not survive an S3 copy, so give
-        those to `run_due`.
+        target; ACL, storage class, encryption, Object Lock and website redirects do not survive an
+        S3 copy, so give those to `run_due`.
 
         The same moment, bucket and key are the same event: scheduling it again replaces its
         content, so repeating a call with an absolute `when` is safe (a timedelta is a new moment
@@ -122,7 +122,7 @@ class Scheduler:
             self.client.upload_fileobj(body, self.bucket, name, ExtraArgs=extra)
         return name
 
-    def _create(self, name: str, body: bytes | BinaryIO, extra: dict[str, Any]) -> None:
+    def _create(self, name: str, body: bytes | IO[bytes], extra: dict[str, Any]) -> None:
         content: Any = body
         if not isinstance(body, bytes | bytearray):
             if not seekable(body):

@@ -538,6 +538,7 @@ def test_the_summary(world, caplog):
         ({"target_buckets": "target"}, r"'target' .* such as \['target'\]"),
         ({"time_limit": -7.0}, r"-7.0 leaves no time .* longer time-out"),
         ({"time_limit": 0}, r"0 leaves no time"),
+        ({"time_limit": float("nan")}, r"nan leaves no time"),
         ({"retry_for": 86_400}, r"86400 is not a timedelta; .* timedelta\(days=1\)"),
         ({"extra_args": {"IfNoneMatch": "*"}}, "IfNoneMatch in extra_args .* leave it out"),
         ({"extra_args": {"CopySourceIfMatch": "x"}}, "CopySourceIfMatch in extra_args"),

@@ -168,7 +168,7 @@ SABOTAGES = {
     # Other servers
     "no_fallback": [
         ("other_servers", {"conditions": "refused"}),
-        ("other_servers", {"conditions": "all-refused"}),
+        ("other_servers", {"conditions": "NotImplemented"}),
     ],
 }
 # Where the tests are, and those that prove no promise or are longer versions of others.
