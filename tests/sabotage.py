@@ -98,6 +98,14 @@ def free_the_places_of_failed_deletes(patch):
     wrap(patch, runner._Run, "_held", lambda original, self: original(self) - self.stuck)
 
 
+def leave_what_was_copied(patch):
+    wrap(patch, delivery.Delivery, "delete", lambda original, self, batch: {})
+
+
+def delete_none_by_itself(patch):
+    wrap(patch, delivery.Delivery, "_delete_each", lambda original, self, batch: {})
+
+
 def free_the_places_of_lost_answers(patch):
     patch.setattr(runner, "HTTPClientError", KeyboardInterrupt)
 
@@ -411,7 +419,7 @@ def remember_every_event(patch):
 
 
 def stop_in_mid_step(patch):
-    """Run where an interrupt falls: in the main thread."""
+    """Run where an interrupt falls, in the main thread, and leave then what is in flight."""
 
     class Here(ThreadPoolExecutor):
         def __new__(cls, workers, name):
@@ -422,7 +430,15 @@ def stop_in_mid_step(patch):
             future.set_result(work())
             return future
 
+    def deliver(original, self):
+        try:
+            original(self)
+        except KeyboardInterrupt:
+            self.in_flight, self.copied = 0, []
+            raise
+
     patch.setattr(runner, "ThreadPoolExecutor", Here)
+    wrap(patch, runner._Run, "_deliver", deliver)
 
 
 def share_nothing(patch):

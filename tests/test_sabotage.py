@@ -46,7 +46,10 @@ SABOTAGES = {
     "free_the_places_of_failed_deletes": [
         ("refused_deletes", {"each": False}),
         ("refused_deletes", {"each": True}),
+        "deletes_that_meet_a_change",
     ],
+    "leave_what_was_copied": ["no_more_threads"],
+    "delete_none_by_itself": ["a_store_that_wants_an_md5"],
     "free_the_places_of_lost_answers": ["lost_answers"],
     "count_what_was_never_sent": ["unreachable"],
     "see_no_failed_delete": [
@@ -145,7 +148,12 @@ SABOTAGES = {
     "stop_telling": ["many_failures", "order_after_failed_delete"],
     # 8
     "copy_at_once": [("whole", TOO_LARGE)],
-    "copy_no_headers": [("whole", {"size": None}), ("whole", TOO_LARGE)],
+    "copy_no_headers": [
+        ("whole", {"size": None}),
+        ("whole", TOO_LARGE),
+        ("directives", {"directive": "COPY"}),
+        ("directives", {"directive": "REPLACE"}),
+    ],
     "copy_no_tags": [("whole", {"size": None}), ("whole", TOO_LARGE)],
     "any_owner": [
         ("owner", {"size": size, "check": check})
@@ -181,13 +189,15 @@ NO_PROMISE = {
     "moto",
     "storm_with_retries",
     "strays",
+    "the_end_of_the_list",
     "waiting",
 }
 
 if hasattr(copies, "CopyCompleteMultipartUploadTask"):  # which sets the tags last
     SABOTAGES["take_a_missing_target_for_gone"] = ["large_and_taken_at_once"]
+    SABOTAGES["free_the_places_of_failed_deletes"].append("arrived_without_its_tags")
 else:
-    NO_PROMISE.add("large_and_taken_at_once")
+    NO_PROMISE |= {"large_and_taken_at_once", "arrived_without_its_tags"}
 
 
 def find(name):
