@@ -112,7 +112,7 @@ def _refuse_misunderstandings(
         )
     if isinstance(target_buckets, str):
         raise InvalidEvent(
-            f"target_buckets {target_buckets!r} would take every bucket named by a part of it; "
+            f"target_buckets {target_buckets!r} is one name, and would be taken letter by letter; "
             f"pass a collection, such as {[target_buckets]!r}"
         )
     if not 0 <= shard[0] < shard[1]:

@@ -555,6 +555,14 @@ def test_no_run(world, options, advice):
 
 
 @on("memory")
+def test_half_a_shard(world):
+    """A shard is counted in whole numbers; of others it would be nobody's, or everything."""
+    with counted(world.client) as count, pytest.raises(TypeError, match="float"):
+        run_due(world.scheduler, shard=(0, 4.0))
+    assert count == {}
+
+
+@on("memory")
 def test_no_folder_to_list(world):
     """What S3 answers when the folder cannot be listed passes through."""
     with pytest.raises(ClientError, match="NoSuchBucket"):
