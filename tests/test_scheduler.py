@@ -733,19 +733,11 @@ def test_reschedule_replaces(s3, scheduler):
     assert contents(s3) == {AT_TEN: b"moved"}
 
 
-def test_reschedule_of_what_goes_before_the_copy(s3, scheduler):
-    """What is gone before its copy is not scheduled, and nothing is written."""
+@pytest.mark.parametrize("operation", ["CopyObject", "DeleteObject"])
+def test_reschedule_of_what_goes_meanwhile(s3, scheduler, operation):
+    """What goes before its copy, or its delete (a run took it), is at no new name either."""
     s3.put("events", AT_NINE)
-    before_each(s3, "CopyObject", lambda: s3.delete("events", AT_NINE))
-    with pytest.raises(NotScheduled):
-        scheduler.reschedule(AT_NINE, TEN)
-    assert contents(s3) == {}
-
-
-def test_reschedule_of_what_goes_after_the_copy(s3, scheduler):
-    """What is gone before its delete (a run took it) is withdrawn from its new name."""
-    s3.put("events", AT_NINE)
-    before_each(s3, "DeleteObject", lambda: s3.delete("events", AT_NINE))
+    before_each(s3, operation, lambda: s3.delete("events", AT_NINE))
     with pytest.raises(NotScheduled):
         scheduler.reschedule(AT_NINE, TEN)
     assert contents(s3) == {}
