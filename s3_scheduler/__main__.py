@@ -181,7 +181,7 @@ def run(options: Namespace, client: S3Client) -> int:
             began = time.monotonic()
             log.failures = 0
             _run_once(scheduler, options)
-            # Python drops what a handler raises while, say, a finalizer is at work.
+            # Python drops what a handler raises while a finalizer is at work.
             if not options.every or signal.getsignal(signal.SIGTERM) is not _stop:
                 break
             time.sleep(max(0.0, began + options.every - time.monotonic()))
@@ -192,6 +192,7 @@ def _stop(*_: object) -> NoReturn:
     # Once is enough: a second signal must not disturb the finishing.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.unraisablehook = lambda _: None  # should Python drop this, it need not say so
     raise KeyboardInterrupt
 
 

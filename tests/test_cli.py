@@ -30,6 +30,7 @@ LONG_AGO = "2020-01-01T00:00:00.000000Z"
 def as_found(tmp_path, monkeypatch):
     """What `run` leaves to a process that ends: handlers of signals, and the log's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
     yield
     for signum, handler in handlers:
@@ -680,6 +681,17 @@ def test_a_signal_that_another_thread_takes(cli, fake):
     fake.before = lambda request: next(in_time, str)() if fake.buckets["target"] else None
     assert cli("run", "s3://events/later")[0] == 0
     assert 0 < len(fake.buckets["target"]) < 5000
+
+
+def test_a_signal_that_python_drops(cli, monkeypatch):
+    """When a signal falls into a finalizer, whose exceptions are dropped, the loop ends as well."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli_module, "run_due", lambda *_, **__: Finalized() and None)
+    assert cli("run", "s3://events/later", "--every", "3600") == (0, "", "")
 
 
 def test_a_signal_during_a_run_with_failures(fake, cli):
