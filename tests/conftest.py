@@ -77,7 +77,7 @@ def target(new_buckets):
 @pytest.fixture
 def fake():
     """A fresh `FakeS3`: S3 in memory, which counts calls and fails on demand."""
-    from fakes3 import FakeS3  # noqa: PLC0415  (most tests do without)
+    from support.fakes3 import FakeS3  # noqa: PLC0415  (most tests do without)
 
     with FakeS3() as s3:
         yield s3

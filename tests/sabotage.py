@@ -9,12 +9,12 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
-import fakes3
 import pytest
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.exceptions import HTTPClientError
 
 from s3_scheduler import backlog, delivery, names, objects, report, runner
+from support import fakes3
 
 MANY = 10**9
 

@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes3 import spawn
 
 from s3_scheduler import Scheduler, run_due
+from support.fakes3 import spawn
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 

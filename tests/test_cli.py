@@ -13,13 +13,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from fakes3 import Error, on
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_scheduler import __main__ as cli_module
 from s3_scheduler import names
 from s3_scheduler.__main__ import main
+from support.fakes3 import Error, on
 
 CLI = [sys.executable, "-m", "s3_scheduler"]
 NEW_YEAR = "2030-01-01T00:00:00.000000Z"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
-from fakes3 import FakeS3
+
+from support.fakes3 import FakeS3
 
 MIB = 1024**2
 HEADERS = {

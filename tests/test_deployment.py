@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import boto3
 import pytest
+from moto import mock_aws
+
 import readme
 import test_recipes
 from metric_filter import extract
-from moto import mock_aws
-
 from s3_scheduler import Scheduler, run_due
 
 PATTERN = re.search('FilterPattern: "(.+)"', readme.find("What to alarm on", "yaml"))[1]

@@ -7,13 +7,39 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-import fakes3
 import pytest
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
-from fakes3 import CopyError, Delay, Error, FakeS3, Hang, KeyErrors, Reset, on
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from support import fakes3
+from support.fakes3 import (
+    SERVERS,
+    CopyError,
+    Cut,
+    Delay,
+    Empty,
+    Error,
+    FakeS3,
+    Hang,
+    Html,
+    KeyErrors,
+    Rate,
+    Reset,
+    Server,
+    always,
+    any_of,
+    on,
+    sick,
+)
 
 
 @pytest.fixture
@@ -133,6 +159,77 @@ def test_fault_of_one_key(s3):
     assert code(s3.client().head_object, Bucket="bucket", Key="b") == "403"
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("fault", [Empty, Html, Cut])
+def test_success_that_confirms_nothing(s3, fault, after):
+    """A 200 can be empty, or a page of HTML, or cut, whether or not the request has acted."""
+    options = {"announced": False} if fault is Cut else {}
+    s3.fault = on("CopyObject", fault(after=after, **options))
+    answer = copy(s3)
+    assert "ETag" not in answer.get("CopyObjectResult", {})
+    assert ("a" in s3.buckets["target"]) == after
+    copy(s3)
+
+
+@pytest.mark.parametrize("fault", [Empty, Html, Cut])
+def test_success_of_delete_objects_that_confirms_nothing(s3, fault):
+    """So can that of a DeleteObjects, which then names no key."""
+    options = {"announced": False} if fault is Cut else {}
+    s3.fault = on("DeleteObjects", fault(**options))
+    delete = {"Objects": [{"Key": "a"}]}
+    answer = s3.client().delete_objects(Bucket="bucket", Delete=delete)
+    assert answer.keys() == {"ResponseMetadata"}
+    assert "a" in s3.buckets["bucket"]
+
+
+def test_cut_in_mid_body(s3):
+    """A body that ends before its announced end is what boto3 finds broken, if it looks."""
+    s3.fault = on("GetObject", Cut(sent=1, after=True))
+    s3.put("bucket", "b", b"12345")
+    body = s3.client().get_object(Bucket="bucket", Key="b")["Body"]
+    with pytest.raises((IncompleteReadError, ResponseStreamingError)):
+        body.read()
+
+
+def test_sick_buckets(s3):
+    """A fault can be for all copies to one bucket, and others for those to another."""
+    s3.create("other")
+    s3.fault = any_of(
+        sick("target", Error(503, "SlowDown")), sick("other", on("CopyObject", Error(403, "No")))
+    )
+    client, source = s3.client(), {"CopySource": "bucket/a"}
+    for _ in range(2):
+        assert code(copy, s3) == "SlowDown"
+    assert code(client.copy_object, Bucket="other", Key="a", **source) == "No"
+    client.copy_object(Bucket="other", Key="a", **source)
+    client.copy_object(Bucket="bucket", Key="b", **source)
+    call = client.create_multipart_upload
+    assert code(call, Bucket="target", Key="a") == "SlowDown"
+    client.head_object(Bucket="bucket", Key="a")
+
+
+def test_faults_of_all_requests_of_some_keys(s3):
+    """A fault can be for each request of an operation; with keys, for or from those only."""
+    s3.put("bucket", "b")
+    s3.fault = always("CopyObject", Error(403, "AccessDenied"), "a")
+    source = {"CopySource": "bucket/a"}
+    for key in "ab":
+        call = s3.client().copy_object
+        assert code(call, Bucket="target", Key=key, **source) == "AccessDenied"
+    s3.client().copy_object(Bucket="target", Key="b", CopySource="bucket/b")
+    s3.client().head_object(Bucket="bucket", Key="a")
+
+
+def test_delayed_copy_acts_when_nobody_waits_for_it(s3):
+    """A copy that the client has given up can still be carried out later."""
+    s3.fault = on("CopyObject", Delay(0.3))
+    with pytest.raises(ReadTimeoutError):
+        copy(s3, read_timeout=0.05)
+    assert "a" not in s3.buckets["target"]
+    while "a" not in s3.buckets["target"]:
+        time.sleep(0.01)
+
+
 def test_hooks(s3):
     """Just before a request acts, and just after, the objects can be changed."""
     s3.before = lambda request: s3.put("bucket", "a", b"2")
@@ -153,27 +250,305 @@ def test_broken_hooks():
 # --- Conditions and limits ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("conditions", ["ignored", "refused"])
-def test_conditions(s3, conditions):
-    """Some servers ignore conditions on copies and deletes; some refuse one on DeleteObject."""
-    s3.conditions = conditions
+CONDITIONS = {
+    "copy_source_if_match": ("copy_object", {"CopySource": "bucket/a", "CopySourceIfMatch": "x"}),
+    "copy_if_none_match": ("copy_object", {"CopySource": "bucket/a", "IfNoneMatch": "*"}),
+    "put_if_none_match": ("put_object", {"IfNoneMatch": "*"}),
+    "delete_if_match": ("delete_object", {"IfMatch": "x"}),
+    "delete_objects_etag": (
+        "delete_objects",
+        {"Delete": {"Objects": [{"Key": "b", "ETag": "x"}]}, "Key": None},
+    ),
+}
+
+
+def try_condition(s3, name):
+    """A request whose condition does not hold; the code of the refusal, empty if carried out."""
+    s3.put("target", "b", b"old")
+    operation, arguments = CONDITIONS[name]
+    arguments = {"Bucket": "target", "Key": "b", **arguments}
+    if arguments["Key"] is None:
+        del arguments["Key"]
+    try:
+        answer = getattr(s3.client(), operation)(**arguments)
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+    return answer["Errors"][0]["Code"] if "Errors" in answer else ""
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_one_condition_can_be_ignored_or_refused(s3, name):
+    """Each condition by itself is honoured, ignored, or refused with any code; the others hold."""
+    assert try_condition(s3, name) == "PreconditionFailed"
+    for what, expected in [
+        ("ignored", ""),
+        ("refused", "NotImplemented"),
+        (Error(400, "InvalidRequest"), "InvalidRequest"),
+    ]:
+        s3.server = Server(**{name: what})
+        assert {each: try_condition(s3, each) for each in CONDITIONS} == {
+            each: expected if each == name else "PreconditionFailed" for each in CONDITIONS
+        }
+
+
+@pytest.mark.parametrize(("what", "expected"), [("ignored", ""), ("refused", "NotImplemented")])
+def test_all_conditions_can_be_ignored_or_refused(s3, what, expected):
+    """What is made of all conditions can be set at once."""
+    s3.conditions = what
+    assert {try_condition(s3, name) for name in CONDITIONS} == {expected}
+
+
+def test_a_condition_refused_is_refused_only_where_it_is_asked_for(s3):
+    """Requests without conditions are carried out whatever the server makes of conditions."""
+    s3.conditions = "refused"
+    copy(s3)
     client = s3.client()
-    source = {"CopySource": "bucket/a", "CopySourceIfMatch": "wrong"}
-    client.copy_object(Bucket="target", Key="a", **source)
-    for key in ("a", "missing"):
-        place = {"Bucket": "bucket", "Key": key, "IfMatch": "wrong"}
-        if conditions == "refused":
-            assert code(client.delete_object, **place) == "NotImplemented"
-            assert "a" in s3.buckets["bucket"]
-        else:
-            client.delete_object(**place)
-    delete = {"Objects": [{"Key": key, "ETag": "wrong"} for key in ("a", "missing")]}
-    answer = client.delete_objects(Bucket="bucket", Delete=delete)
-    assert "Errors" not in answer
-    assert "a" not in s3.buckets["bucket"]
-    assert code(client.put_object, Bucket="target", Key="a", IfNoneMatch="*") == (
-        "PreconditionFailed"
-    )
+    client.put_object(Bucket="target", Key="a")
+    client.delete_objects(Bucket="target", Delete={"Objects": [{"Key": "a"}]})
+    client.delete_object(Bucket="bucket", Key="a")
+    assert s3.sizes() == {"bucket": 0, "target": 0}
+
+
+def test_delete_objects_can_be_refused_as_a_whole(s3):
+    """A DeleteObjects can be refused whatever it says."""
+    s3.differ(delete_objects=Error(405, "MethodNotAllowed"))
+    call, delete = s3.client().delete_objects, {"Objects": [{"Key": "a"}]}
+    assert code(call, Bucket="bucket", Delete=delete) == "MethodNotAllowed"
+    assert "a" in s3.buckets["bucket"]
+
+
+# From the table of servers: what becomes of a request whose condition does not hold, in the order
+# of CONDITIONS without PUT's. Where a DeleteObjects is refused, it is for want of Content-MD5.
+YES, NO = "PreconditionFailed", ""
+TABLE = {
+    "aws": (YES, YES, YES, YES),
+    "ceph16": (NO, NO, NO, NO),
+    "localstack": (YES, NO, "NotImplemented", NO),
+    "minio2019": (YES, NO, NO, "MissingContentMD5"),
+    "ministack": (YES, NO, YES, YES),
+    "moto": (NO, NO, YES, NO),
+    "rclone": (NO, NO, NO, NO),
+    "s3rver": (NO, NO, NO, NO),
+    "swift": (YES, "NotImplemented", YES, "InvalidRequest"),
+    "zenko": (YES, YES, NO, "BadDigest"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_server_makes_its_own_of_conditions(s3, name):
+    """The fake can be any of the servers that were asked."""
+    s3.server = SERVERS[name]
+    asked = [each for each in CONDITIONS if each != "put_if_none_match"]
+    assert tuple(try_condition(s3, each) for each in asked) == TABLE[name]
+
+
+def test_every_server_is_in_the_table():
+    """None is left out."""
+    assert SERVERS.keys() == TABLE.keys()
+
+
+def test_zenko_applies_if_none_match_to_the_source(s3):
+    """On Zenko a copy that must not overwrite is refused even where there is nothing."""
+    s3.server = SERVERS["zenko"]
+    source = {"CopySource": "bucket/a", "IfNoneMatch": "*"}
+    call = s3.client().copy_object
+    assert code(call, Bucket="target", Key="new", **source) == "PreconditionFailed"
+
+
+def test_swift_refuses_the_right_etag_of_an_object_in_parts(s3):
+    """On Swift a copy of an object in parts, on condition of its ETag, is refused."""
+    s3.server = SERVERS["swift"]
+    client = s3.client()
+    upload = {"Bucket": "bucket", "Key": "b"}
+    upload["UploadId"] = client.create_multipart_upload(**upload)["UploadId"]
+    etag = client.upload_part(**upload, PartNumber=1, Body=b"1")["ETag"]
+    parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
+    etag = client.complete_multipart_upload(**upload, MultipartUpload=parts)["ETag"]
+    source = {"CopySource": "bucket/b", "CopySourceIfMatch": etag}
+    call = client.copy_object
+    assert code(call, Bucket="target", Key="b", **source) == "PreconditionFailed"
+    s3.server = Server()
+    call(Bucket="target", Key="b", **source)
+
+
+def test_ceph_answers_no_tags_with_no_body(s3):
+    """On Ceph the answer to GetObjectTagging may be empty."""
+    s3.server = SERVERS["ceph16"]
+    s3.put("bucket", "b", x_amz_tagging="a=1")
+    client = s3.client()
+    assert "TagSet" not in client.get_object_tagging(Bucket="bucket", Key="a")
+    assert client.get_object_tagging(Bucket="bucket", Key="b")["TagSet"]
+
+
+def test_s3rver_does_not_find_the_source_of_a_name_with_a_colon(s3):
+    """On s3rver a copy of a name with a colon, as boto3 encodes it, is NoSuchKey."""
+    s3.server = SERVERS["s3rver"]
+    s3.put("bucket", "10:00")
+    source = {"Bucket": "bucket", "Key": "10:00"}
+    call = s3.client().copy_object
+    assert code(call, Bucket="target", Key="a", CopySource=source) == "NoSuchKey"
+    copy(s3)
+
+
+def test_localstack_loses_pages(s3):
+    """On LocalStack pages after the first are empty, if names have a colon or a bar."""
+    s3.server = SERVERS["localstack"]
+    for name in ("10:00", "10:01", "b", "c"):
+        s3.put("bucket", name)
+    call = s3.client().list_objects_v2
+    token = call(Bucket="bucket", MaxKeys=1)["NextContinuationToken"]
+    page = call(Bucket="bucket", ContinuationToken=token)
+    assert (page["KeyCount"], page["IsTruncated"]) == (0, False)
+    token = call(Bucket="bucket", MaxKeys=1, StartAfter="a")["NextContinuationToken"]
+    assert call(Bucket="bucket", ContinuationToken=token)["KeyCount"] == 1
+
+
+# --- Permissions ----------------------------------------------------------------------------------
+
+
+def bucket_arn(name):
+    return f"arn:aws:s3:::{name}"
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "call"),
+    [
+        ("ListBucket", "bucket", lambda c: c.list_objects_v2(Bucket="bucket")),
+        ("GetBucketVersioning", "bucket", lambda c: c.get_bucket_versioning(Bucket="bucket")),
+        ("GetObject", "bucket/a", lambda c: c.get_object(Bucket="bucket", Key="a")),
+        ("GetObjectTagging", "bucket/a", lambda c: c.get_object_tagging(Bucket="bucket", Key="a")),
+        ("PutObject", "target/a", lambda c: c.put_object(Bucket="target", Key="a")),
+        ("DeleteObject", "bucket/a", lambda c: c.delete_object(Bucket="bucket", Key="a")),
+        *(
+            (
+                action,
+                resource,
+                lambda c: c.copy_object(Bucket="target", Key="a", CopySource="bucket/a"),
+            )
+            for action, resource in [
+                ("GetObject", "bucket/a"),
+                ("GetObjectTagging", "bucket/a"),
+                ("PutObject", "target/a"),
+                ("PutObjectTagging", "target/a"),
+            ]
+        ),
+        *(
+            (action, "bucket/a", lambda c: c.delete_object(Bucket="bucket", Key="a", IfMatch=ETAG))
+            for action in ("DeleteObject", "GetObject")
+        ),
+    ],
+)
+def test_each_permission_is_needed(s3, action, resource, call):
+    """A request is denied when one permission that it needs is; by itself it is not."""
+    s3.put("bucket", "a", b"1", x_amz_tagging="a=1")
+    call(s3.client())
+    s3.put("bucket", "a", b"1", x_amz_tagging="a=1")
+    s3.denied = {(f"s3:{action}", bucket_arn(resource))}
+    assert code(call, s3.client()) == "AccessDenied"
+    s3.denied = {(f"s3:{action}", bucket_arn(resource) + "b")}
+    call(s3.client())
+
+
+ETAG = '"c4ca4238a0b923820dcc509a6f75849b"'  # of b"1"
+
+
+def test_tags_need_permission_only_where_there_are_any(s3):
+    """A copy of an object without tags needs no permission for tags."""
+    s3.denied = {("s3:*Tagging", "*")}
+    copy(s3)
+
+
+def test_permissions_of_delete_objects_are_judged_key_by_key(s3):
+    """A DeleteObjects answers AccessDenied for the keys that may not be deleted."""
+    s3.put("bucket", "b/1")
+    s3.denied = lambda action, resource: resource.endswith("/b/1")
+    delete = {"Objects": [{"Key": "a"}, {"Key": "b/1"}]}
+    answer = s3.client().delete_objects(Bucket="bucket", Delete=delete)
+    assert [(error["Key"], error["Code"]) for error in answer["Errors"]] == [
+        ("b/1", "AccessDenied")
+    ]
+    assert list(s3.buckets["bucket"]) == ["b/1"]
+
+
+def test_who_may_not_list_is_not_told_what_is_missing(s3):
+    """Without ListBucket a missing key answers 403 instead of 404, as source of a copy, too."""
+    s3.denied = {("s3:ListBucket", "arn:aws:s3:::bucket")}
+    client = s3.client()
+    assert code(client.head_object, Bucket="bucket", Key="gone") == "403"
+    call = client.copy_object
+    source = {"CopySource": "bucket/gone"}
+    assert code(call, Bucket="target", Key="a", **source) == "AccessDenied"
+    client.head_object(Bucket="bucket", Key="a")
+    assert code(client.head_object, Bucket="target", Key="gone") == "404"
+
+
+# --- A limit to writes ----------------------------------------------------------------------------
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def put_many(client, count, bucket="target", key="{}"):
+    """How many of these puts are carried out; the others are SlowDown."""
+    refused = []
+    for i in range(count):
+        try:
+            client.put_object(Bucket=bucket, Key=key.format(i))
+        except ClientError as error:
+            refused.append(error.response["Error"]["Code"])
+    assert set(refused) <= {"SlowDown"}
+    return count - len(refused)
+
+
+def test_writes_beyond_the_limit_are_slowed_down(s3):
+    """One second's worth of writes goes at once, and then so many a second, in each bucket."""
+    clock = Clock()
+    s3.limit = Rate(writes=4, clock=clock)
+    client = s3.client()
+    assert put_many(client, 6) == 4
+    clock.now = 0.5
+    assert put_many(client, 6) == 2
+    assert put_many(client, 6, "bucket") == 4
+    clock.now = 99
+    assert put_many(client, 6) == 4
+    assert s3.count()["PutObject"] == 24
+    client.list_objects_v2(Bucket="bucket")
+
+
+@pytest.mark.parametrize(
+    ("per", "keys", "admitted"),
+    [
+        ("all", [("bucket", "a"), ("target", "a")], 2),
+        ("bucket", [("bucket", "later/1/{}"), ("bucket", "later/2/{}")], 2),
+        ("folder", [("bucket", "later/1/x|{}"), ("bucket", "later/2/x|{}")], 4),
+        (lambda bucket, key: None, [("bucket", "a"), ("target", "a")], 6),
+    ],
+)
+def test_a_limit_can_be_for_a_part_of_the_keys(s3, per, keys, admitted):
+    """The limit is for all buckets together, for each, for each folder, or as a function says."""
+    s3.limit = Rate(2, per, clock=Clock())
+    assert sum(put_many(s3.client(), 3, *place) for place in keys) == admitted
+
+
+def test_each_key_of_delete_objects_is_a_write(s3):
+    """Keys for which there is no room are SlowDown; without any room, so is the request."""
+    for key in "bcd":
+        s3.put("bucket", key)
+    s3.limit = Rate(3, clock=Clock())
+    call, delete = s3.client().delete_objects, {"Objects": [{"Key": key} for key in "abcd"]}
+    answer = call(Bucket="bucket", Delete=delete)
+    assert [(error["Key"], error["Code"]) for error in answer["Errors"]] == [("d", "SlowDown")]
+    assert list(s3.buckets["bucket"]) == ["d"]
+    assert code(call, Bucket="bucket", Delete=delete) == "SlowDown"
+    s3.limit = Rate(3, deletes=False, clock=Clock())
+    assert "Errors" not in call(Bucket="bucket", Delete=delete)
+
+
+# --- Sizes and encryption -------------------------------------------------------------------------
 
 
 def test_max_copy(s3):
@@ -205,6 +580,55 @@ def test_pretended_size(s3):
     client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     assert client.head_object(Bucket="target", Key="a")["ContentLength"] == size
     assert client.get_object(Bucket="target", Key="a")["Body"].read() == b"1"
+
+
+def test_largest_size(s3):
+    """An object has 50 TiB at most, in 10,000 parts of at most 5 GiB."""
+    s3.put("bucket", "a", b"1", size=50 * 1024**4)
+    client = s3.client()
+    upload = {"Bucket": "target", "Key": "a"}
+    upload["UploadId"] = client.create_multipart_upload(**upload)["UploadId"]
+    call, source = client.upload_part_copy, {"CopySource": "bucket/a"}
+    largest = {"CopySourceRange": f"bytes=0-{5 * 1024**3 - 1}"}
+    larger = {"CopySourceRange": f"bytes=0-{5 * 1024**3}"}
+    assert code(call, **upload, **source, **larger, PartNumber=1) == "InvalidRequest"
+    assert code(call, **upload, **source, **largest, PartNumber=10_001) == "InvalidArgument"
+    etag = call(**upload, **source, **largest, PartNumber=1)["CopyPartResult"]["ETag"]
+    parts = s3.uploads[upload["UploadId"]].parts
+    parts[2] = replace(parts[1], size=50 * 1024**4 - parts[1].size)
+    tail = {"CopySourceRange": "bytes=0-0"}
+    last = call(**upload, **source, **tail, PartNumber=3)["CopyPartResult"]["ETag"]
+    listed = [(1, etag), (2, etag), (3, last)]
+    listed = [{"PartNumber": number, "ETag": etag} for number, etag in listed]
+    complete = client.complete_multipart_upload
+    assert code(complete, **upload, MultipartUpload={"Parts": listed}) == "EntityTooLarge"
+    complete(**upload, MultipartUpload={"Parts": listed[:2]})
+    assert s3.buckets["target"]["a"].size == s3.history[-1].size == 50 * 1024**4
+
+
+def test_encrypted_objects_have_other_etags(s3):
+    """Under KMS an ETag is no MD5, so that a copy's differs from its source's."""
+    plain = s3.put("bucket", "a", b"1").etag
+    s3.encryption["target"] = "aws:kms"
+    answer = copy(s3)
+    assert answer["ServerSideEncryption"] == "aws:kms"
+    etags = {answer["CopyObjectResult"]["ETag"]}
+    copy(s3)
+    seen = s3.client().head_object(Bucket="target", Key="a")
+    assert seen["ServerSideEncryption"] == "aws:kms"
+    etags |= {seen["ETag"], plain}
+    assert len(etags) == 3
+    s3.put("bucket", "a", b"1", x_amz_server_side_encryption="aws:kms")
+    s3.encryption.clear()
+    assert copy(s3)["CopyObjectResult"]["ETag"] == plain
+
+
+def test_versioning(s3):
+    """A bucket can say that it keeps versions."""
+    call = s3.client().get_bucket_versioning
+    assert "Status" not in call(Bucket="bucket")
+    s3.versioning["bucket"] = "Enabled"
+    assert call(Bucket="bucket")["Status"] == "Enabled"
 
 
 # --- What is remembered ---------------------------------------------------------------------------
@@ -304,7 +728,7 @@ def test_expect(s3):
 
 def test_unknown_operation(s3):
     """What the fake does not have is NotImplemented, whatever it is."""
-    call = s3.client().get_bucket_versioning
+    call = s3.client().get_bucket_acl
     assert code(call, Bucket="bucket") == "NotImplemented"
 
 
@@ -367,8 +791,9 @@ def test_spawn():
 
 def test_command_line():
     """On the command line it prints its URL, and serves until it is ended."""
-    command = [sys.executable, str(Path(fakes3.__file__)), "--due", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "support.fakes3", "--due", "1"]
+    tests = Path(__file__).parent
+    with subprocess.Popen(command, cwd=tests, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().strip()
         with closing(fakes3.client(url)) as client:
             assert len(client.list_objects_v2(Bucket="events")["Contents"]) == 1

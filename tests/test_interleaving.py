@@ -12,14 +12,14 @@ from typing import ClassVar
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from fakes3 import Error, FakeS3, Reset
-from folder import NOW, due_name
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from s3_scheduler import NotScheduled, Scheduler, run_due
+from support.fakes3 import Error, FakeS3, Reset
+from support.folder import NOW, due_name
 
 MINUTE = timedelta(minutes=1)
 minutes = st.integers(0, 3)

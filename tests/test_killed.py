@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from folder import NOW, WIDTH, lost, opened, out_of_order, repeats, unconfirmed
+
+from support.folder import NOW, WIDTH, lost, opened, out_of_order, repeats, unconfirmed
 
 RUNNER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import fakes3, sabotage
+import sabotage
+from support import fakes3
 from s3_scheduler import Scheduler, run_due
 from datetime import datetime
 sabotage.from_environment()

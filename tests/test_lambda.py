@@ -22,9 +22,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+
 import readme
 from metric_filter import extract
-
 from s3_scheduler import Scheduler, demo
 
 pytestmark = pytest.mark.recipes

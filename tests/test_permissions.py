@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import pytest
-import readme
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
-from fakes3 import Error
 
+import readme
 from s3_scheduler import AlreadyScheduled, NotScheduled, Scheduler, run_due
+from support.fakes3 import Error
 
 NOW = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 LARGE = 6 * 1024**3

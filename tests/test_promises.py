@@ -12,8 +12,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
-from fakes3 import CopyError, Error, Hang, KeyErrors, Reset, on
-from folder import (
+from moto import mock_aws
+
+from s3_scheduler import RunFailed, Scheduler, objects, run_due, runner
+from support.fakes3 import CopyError, Error, Hang, KeyErrors, Reset, on
+from support.folder import (
     DENIED,
     NOW,
     WIDTH,
@@ -25,9 +28,6 @@ from folder import (
     repeats,
     unconfirmed,
 )
-from moto import mock_aws
-
-from s3_scheduler import RunFailed, Scheduler, objects, run_due, runner
 
 GIB = 1024**3
 DAY = 86_400

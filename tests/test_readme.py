@@ -6,10 +6,10 @@ import types
 from contextlib import redirect_stdout
 
 import pytest
-import readme
-from fakes3 import FakeS3
 
+import readme
 from s3_scheduler import RunFailed
+from support.fakes3 import FakeS3
 
 BUCKETS = ("my-bucket", "shop-emails", "shop-invoices", "shop-done")
 LAMBDA = types.SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-import readme
 import yaml
 from botocore.validate import ParamValidator
+
+import readme
 
 pytestmark = [pytest.mark.recipes, pytest.mark.filterwarnings("default")]
 

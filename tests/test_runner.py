@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from fakes3 import Error, FakeS3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
 from s3_scheduler import Failure, InvalidEvent, Report, RunFailed, Scheduler, run_due
+from support.fakes3 import Error, FakeS3
 
 NINE = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 TEN = NINE + timedelta(hours=1)

@@ -5,17 +5,18 @@ import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
-import fakes3
 import pytest
+from s3transfer import copies
+
 import sabotage
 import test_interleaving
 import test_killed
 import test_memory
 import test_promises
 import test_storm
-from fakes3 import Error, FakeS3, Reset
-from folder import opened
-from s3transfer import copies
+from support import fakes3
+from support.fakes3 import Error, FakeS3, Reset
+from support.folder import opened
 
 GIB = 1024**3
 TESTS = Path(__file__).parent

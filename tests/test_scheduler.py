@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from fakes3 import Error, FakeS3, Reset, on
 
 from s3_scheduler import AlreadyScheduled, InvalidEvent, NotScheduled, Scheduler, SchedulerError
+from support.fakes3 import Error, FakeS3, Reset, on
 
 NINE = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 TEN = NINE + timedelta(hours=1)

@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from fakes3 import Error, Reset
-from folder import NOW, WIDTH, lost, opened, out_of_order, repeats
 
 from s3_scheduler import InvalidEvent, Scheduler, run_due
+from support.fakes3 import Error, Reset
+from support.folder import NOW, WIDTH, lost, opened, out_of_order, repeats
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fakes3 import spawn
+from support.fakes3 import spawn
 
 HERE = Path(__file__).parent
 # The script that its wheel installs is Python, which starts the program and waits.
