@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +20,10 @@ os.environ |= {
 
 from hypothesis import settings  # noqa: E402  (the environment comes first)
 
-from s3_scheduler.demo import seaweedfs  # noqa: E402
+from support.buckets import emptied  # noqa: E402
+
+if TYPE_CHECKING:
+    from support.fakes3 import FakeS3
 
 # Derandomized, so that a run fails for a change in the code and for nothing else;
 # `--hypothesis-profile=explore` goes looking for new examples. A slow machine is no failure.
@@ -29,53 +33,43 @@ settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
-def seaweed(tmp_path_factory):
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A SeaweedFS for the whole session: an `Endpoint`, with `.client(**config)`."""
+    from s3_scheduler.demo import seaweedfs  # noqa: PLC0415  (most tests do without)
+
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
-def seaweed_client(seaweed):
+def seaweed_client(seaweed: Any) -> Iterator[Any]:
     """A client of the session's SeaweedFS."""
     client = seaweed.client(max_pool_connections=50)
     yield client
     client.close()
 
 
-@pytest.fixture(scope="session")
-def new_buckets(seaweed_client):
-    """Yield buckets without end, made 16 at a time: each waits 0.2 s for its first object."""
-
-    def make(_):
-        name = f"test-{uuid.uuid4().hex}"
-        seaweed_client.create_bucket(Bucket=name)
-        seaweed_client.put_object(Bucket=name, Key="first", Body=b"x")
-        seaweed_client.delete_object(Bucket=name, Key="first")
-        return name
-
-    def batches():
-        with ThreadPoolExecutor(16) as pool:
-            while True:
-                yield from pool.map(make, range(16))
-
-    return batches()
+# Not of the session, so that an error of the server is that of one test.
+@pytest.fixture
+def bucket(seaweed_client: Any) -> str:
+    """Name the session's bucket on SeaweedFS, empty."""
+    return emptied(seaweed_client, "events")
 
 
 @pytest.fixture
-def bucket(new_buckets):
-    """Name an empty bucket on SeaweedFS that no other test has touched."""
-    return next(new_buckets)
+def target(seaweed_client: Any) -> str:
+    """Name a second one, for events to arrive in, empty."""
+    return emptied(seaweed_client, "target")
 
 
 @pytest.fixture
-def target(new_buckets):
-    """Name a second one, for events to arrive in."""
-    return next(new_buckets)
+def folder() -> str:
+    """Name a folder that no other test has."""
+    return f"later-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
-def fake():
+def fake() -> "Iterator[FakeS3]":
     """A fresh `FakeS3`: S3 in memory, which counts calls and fails on demand."""
     from support.fakes3 import FakeS3  # noqa: PLC0415  (most tests do without)
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from s3_scheduler import __main__ as cli_module
 from s3_scheduler import names
 from s3_scheduler.__main__ import main
+from support.buckets import emptied
 from support.fakes3 import Error, on
 
 CLI = [sys.executable, "-m", "s3_scheduler"]
@@ -895,7 +896,7 @@ def test_help(cli, name):
 
 
 @pytest.mark.slow
-def test_readme_session(seaweed, bucket, target, new_buckets, tmp_path):
+def test_readme_session(seaweed, seaweed_client, bucket, target, tmp_path):
     """The session in the README happens as it is shown there, but for its times."""
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section = re.search(
@@ -904,7 +905,8 @@ def test_readme_session(seaweed, bucket, target, new_buckets, tmp_path):
     if not section:
         pytest.skip("the README has no such section yet")
     session = section[1]
-    for name, own in (("my-bucket", bucket), ("shop", target), ("audit", next(new_buckets))):
+    audit = emptied(seaweed_client, "audit")
+    for name, own in (("my-bucket", bucket), ("shop", target), ("audit", audit)):
         session = re.sub(rf"\b{name}\b", own, session)
     for exchange in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
         command, _, shown = exchange.partition("\n")
