@@ -247,14 +247,17 @@ def test_list_is_consistent(server):
 
 def test_list_delimiter(server):
     """With a delimiter, names that go on behind it are rolled up, and count as one."""
+    folder = uuid.uuid4().hex + "/"  # see test_list_full_last_page
     for name in ("a", "b/1", "b/2", "c/1", "d"):
-        server.put(name)
-    page = server.client.list_objects_v2(Bucket=server.bucket, Delimiter="/", MaxKeys=3)
-    assert [entry["Key"] for entry in page["Contents"]] == ["a"]
-    assert [entry["Prefix"] for entry in page["CommonPrefixes"]] == ["b/", "c/"]
+        server.put(folder + name)
+    asked = {"Prefix": folder, "Delimiter": "/"}
+    page = server.client.list_objects_v2(Bucket=server.bucket, **asked, MaxKeys=3)
+    assert [entry["Key"] for entry in page["Contents"]] == [folder + "a"]
+    prefixes = [entry["Prefix"] for entry in page["CommonPrefixes"]]
+    assert prefixes == [folder + "b/", folder + "c/"]
     assert (page["KeyCount"], page["IsTruncated"]) == (3, True)
     rest = {"ContinuationToken": page["NextContinuationToken"]}
-    assert server.names(Delimiter="/", **rest) == ["d"]
+    assert server.names(**asked, **rest) == [folder + "d"]
 
 
 def test_list_missing_bucket(server):
