@@ -8,9 +8,9 @@
 those whose time has come to their targets and deletes the originals.
 """
 
-from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, RunFailed, SchedulerError
+from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
 from .names import Event
-from .report import Failure, Report
+from .report import Failure, Report, RunFailed
 from .runner import run_due
 from .scheduler import Scheduler
 

@@ -1,80 +1,429 @@
-"""The events that a run has read and not begun, in order for each target. Pure: no I/O."""
+"""Which event may be copied next. Pure: no I/O, no clock, no threads.
+
+Events wait in a lane for each target bucket. A lane has a congestion window: how many of its copies
+may be in flight. It starts at one, grows with each success, and is halved when S3 throttles; after
+a number of failures in a row the lane is shut for the rest of the run. So a bucket that is sick, in
+whatever way, risks a handful of events and a connection or two, and all others go on.
+
+In a lane, an event may go only when the one before it, for the same key, has left the folder.
+
+Times are seconds of any clock that only goes forward.
+"""
 
 from __future__ import annotations
 
 import heapq
 import random
+from bisect import insort
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .names import Event
 
-MOST = 1_000
-"""Events at which those for a busy target are left for the next run."""
-MOST_FOR_ONE = 100
-"""Of these, for one target."""
+MAX_BACKLOG = 1_000
+"""Events read and not begun at which a run reads no more of them."""
+MAX_FOR_ONE_TARGET = 100
+"""Of these, those that wait behind another for the same bucket and key."""
+MAX_FAILURES = 8
+"""Failures in a row that shut a lane which has delivered nothing in this run."""
+MAX_REFUSALS = 100
+"""Failures in a row that shut a lane which has: some of its keys may be denied, and others not."""
+MAX_UNANSWERED = 100
+"""Copies to one bucket that were sent and never answered, and so may be delivered again."""
+MAX_BLOCKED = 10_000
+"""Targets remembered because an event for them stays in the folder; beyond, lanes are shut."""
+PROMPT = 0.25
+"""Seconds within which a bucket answers that is worth waiting for before more is read."""
+SILENCE = 1.0
+"""Seconds without any answer after which a bucket's copies no longer use up the width."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The events for one target bucket."""
+
+    bucket: str
+    ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
+    behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key that is at work
+    waiting: int = 0  # events in `ready` and `behind`
+    blocked: set[int] = field(default_factory=set)  # hashes of keys that an event stays for
+
+    in_flight: int = 0
+    window: float = 1
+    throttled: bool = False  # ever in this run
+    halved: float = -1  # when the window was last halved
+    heard: float | None = None  # when it last answered, or was first asked
+    prompt: bool = False  # its last answer was a quick success
+    delivered: bool = False  # ever in this run
+    failures: int = 0  # in a row
+    refused: bool = True  # all of these were refusals of the event, not outages
+    unanswered: int = 0
+    shut: bool = False
+
+    left_out: str | None = None  # the first name for which there was no room
+    full: bool = False  # it takes nothing until the listing returns to `left_out`
+    overfull: set[str] = field(default_factory=set)  # keys that take nothing until then
+
+    def leave_out(self, name: str) -> None:
+        self.left_out = name if self.left_out is None else min(self.left_out, name)
 
 
 class Backlog:
-    """Gives out an event only when the one before it, for the same bucket and key, has left."""
+    """The events that a run has read and not finished.
 
-    def __init__(self) -> None:
-        self.left_out = False
-        """Events were left for another run."""
-        self._ready: list[tuple[str, Event]] = []  # a heap by name: oldest first
-        self._behind: dict[tuple[str, str], list[Event]] = {}  # of each target that is at work
-        self._waiting_behind = 0
-        # Targets whose events wait for another run, as slots of a hash that changes with each
-        # run: many failures take no memory, and sharing a slot costs a minute, not for ever.
-        self._blocked = bytearray(1 << 20)
-        self._salt = random.random()  # noqa: S311 - nothing secret
+    - `width`: how many copies may be in flight.
+    - `expired`: events whose names sort before this have been tried long enough: what S3 refuses
+      of them is quarantined, so that the backlog even of a bucket that refuses all gets shorter.
+    """
+
+    def __init__(self, width: int, expired: str = "") -> None:
+        self.width = width
+        self.expired = expired
+        self.in_flight = 0
+        self.surveyed = False
+        """The listing has come to its end once: all there is to read again was left out."""
+        self.skipped = False
+        """An event was left for the next run because an earlier one for its target stays."""
+        self._lanes: dict[str, _Lane] = {}
+        self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
+        self._future: list[tuple[str, Event]] = []  # a heap by name: not due yet
+        self._waiting = 0  # in all lanes
+        self._blocked = 0  # targets, in all lanes
+        self._names: set[str] = set()  # of all events that are waiting or begun
+        self._left: set[str] = set()  # names that left since a listing was asked for
+        self._resumed: list[_Lane] = []  # lanes for which the listing has returned
 
     def __len__(self) -> int:
-        return len(self._ready) + self._waiting_behind
+        return self._waiting + len(self._future)
 
     @property
-    def ready(self) -> int:
-        """How many events `pop` can give out."""
-        return len(self._ready)
+    def unfinished(self) -> bool:
+        """Events are left for the next run."""
+        left_out = any(lane.left_out is not None for lane in self._lanes.values())
+        return self.skipped or left_out or bool(self._waiting) or not self.surveyed
+
+    # Reading: which names the listing is to give next
+
+    def wants_page(self) -> bool:
+        """There is room, and what would be read may be of use soon."""
+        if self.surveyed:
+            return self.resume_after() is not None and self._has_room()
+        # Only buckets that answer quickly count: behind the events of all others there may be some
+        # for a bucket that is well.
+        supply = len(self._future)
+        for lane in self._lanes.values():
+            if supply >= 4 * self.width:
+                return False
+            if lane.prompt:
+                supply += len(lane.ready)
+        return self._has_room()
+
+    def resume_after(self) -> str | None:
+        """After which name the listing is to go on for what was left out; None: nothing can be."""
+        for shut in (False, True):
+            wanted = [
+                lane.left_out
+                for lane in self._lanes.values()
+                if lane.left_out is not None and lane.shut == shut and self._can_resume(lane)
+            ]
+            if wanted:
+                return min(wanted)[:-1]
+        return None
+
+    def _can_resume(self, lane: _Lane) -> bool:
+        drains = lane.refused and (lane.left_out or "") < self.expired
+        return lane.waiting < MAX_FOR_ONE_TARGET // 2 and (drains or not lane.shut)
+
+    def _has_room(self) -> bool:
+        """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
+        if len(self) < MAX_BACKLOG:
+            return True
+        slow = [lane for lane in self._lanes.values() if not lane.prompt and lane.waiting > 1]
+        if slow:
+            lane = max(slow, key=lambda lane: lane.waiting)
+            waiting = [name for name, _ in lane.ready]
+            waiting += [event.name for queue in lane.behind.values() for event in queue]
+            self._forget(lane, sorted(waiting)[len(waiting) // 2])
+        return len(self) < MAX_BACKLOG
+
+    def _forget(self, lane: _Lane, first: str) -> None:
+        """Leave out what waits in the lane from the name `first` on."""
+        dropped = {name for name, _ in lane.ready if name >= first}
+        for _, event in lane.ready:
+            if event.name in dropped:
+                dropped.update(later.name for later in lane.behind.pop(event.key))
+        lane.ready = [(name, event) for name, event in lane.ready if name not in dropped]
+        heapq.heapify(lane.ready)
+        for queue in lane.behind.values():
+            dropped.update(event.name for event in queue if event.name >= first)
+            queue[:] = [event for event in queue if event.name not in dropped]
+        if dropped:
+            lane.leave_out(min(dropped))
+            lane.full = True
+        lane.waiting -= len(dropped)
+        self._waiting -= len(dropped)
+        self._names -= dropped
+
+    def ask_for_page(self) -> None:
+        """A listing is asked for; names that leave from now on may still be in its answer."""
+        self._left.clear()
+
+    def open_page(self, after: str, last: str | None) -> None:
+        """The names after `after` come next, up to `last`; None: to the end."""
+        self._resumed = [
+            lane
+            for lane in self._lanes.values()
+            if self.surveyed
+            and lane.left_out is not None
+            and after < lane.left_out
+            and (last is None or lane.left_out <= last)
+            and self._can_resume(lane)
+        ]
+        for lane in self._resumed:
+            lane.left_out, lane.full = None, False
+            lane.overfull.clear()
 
     def add(self, event: Event) -> None:
-        """Take an event; they come in the order of their names."""
-        target = event.bucket, event.key
-        if self._blocked[self._slot(event)]:
-            self.left_out = True
-        elif target not in self._behind:
-            self._behind[target] = []
-            heapq.heappush(self._ready, (event.name, event))
-        elif len(self._behind[target]) < MOST_FOR_ONE and len(self) < MOST:
-            self._behind[target].append(event)
-            self._waiting_behind += 1
+        """Take an event that is due."""
+        if event.name in self._names or event.name in self._left:
+            return
+        lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
+        if hash(event.key) in lane.blocked:
+            self.skipped = True
+        elif lane.full or event.key in lane.overfull:
+            lane.leave_out(event.name)
+        elif lane.shut and not (lane.refused and event.name < self.expired):
+            lane.leave_out(event.name)
+            lane.full = True
+        elif len(lane.behind.get(event.key, ())) >= MAX_FOR_ONE_TARGET:
+            lane.leave_out(event.name)
+            lane.overfull.add(event.key)
         else:
-            self._blocked[self._slot(event)] = self.left_out = True
+            self._names.add(event.name)
+            lane.waiting += 1
+            self._waiting += 1
+            if event.key in lane.behind:
+                insort(lane.behind[event.key], event, key=attrgetter("name"))
+            else:
+                lane.behind[event.key] = []
+                self._make_ready(lane, event)
 
-    def pop(self) -> Event:
-        """The oldest event that may be copied; `release` or `block` must follow."""
-        return heapq.heappop(self._ready)[1]
+    def hold(self, event: Event) -> None:
+        """Take an event that is not due yet; `ripen` adds it."""
+        if event.name not in self._names:
+            self._names.add(event.name)
+            heapq.heappush(self._future, (event.name, event))
 
-    def is_awaited(self, event: Event) -> bool:
-        """Another event waits until this one has left the folder."""
-        return bool(self._behind[event.bucket, event.key])
+    def ripen(self, bound: str) -> None:
+        """Add the held events whose names sort before `bound`."""
+        while self._future and self._future[0][0] < bound:
+            name, event = heapq.heappop(self._future)
+            self._names.remove(name)
+            self.add(event)
+
+    @property
+    def next_held(self) -> Event | None:
+        """The held event that is due first."""
+        return self._future[0][1] if self._future else None
+
+    def close_page(self, last: str | None) -> None:
+        """All names up to `last` were given; None: to the end."""
+        self._left.clear()
+        if last is not None and self.surveyed:
+            for lane in self._resumed:
+                lane.leave_out(last + "\0")
+        self.surveyed = self.surveyed or last is None
+        if self.surveyed:
+            for lane in self._lanes.values():
+                lane.full = lane.left_out is not None
+
+    # Copying: who may go next, and what became of it
+
+    def next(self, now: float) -> Event | None:
+        """An event to copy now, or None; what becomes of it is told by one of the calls below.
+
+        Quick buckets go first, then new ones; among equals the one with the fewest copies in
+        flight, then the one with the oldest event.
+        """
+        while self._order and self._busy(now) < self.width:
+            rank = heapq.heappop(self._order)
+            lane = self._lanes[rank[-1]]
+            actual = self._rank(lane, now)
+            if actual != rank:  # the lane has changed since
+                if actual:
+                    heapq.heappush(self._order, actual)
+                continue
+            event = self._take(lane)
+            if not lane.in_flight:
+                lane.heard = now
+            lane.in_flight += 1
+            self.in_flight += 1
+            self._enter(lane)
+            return event
+        return None
+
+    def _busy(self, now: float) -> int:
+        """Copies in flight, without those for silent buckets, up to another width of them."""
+        if self.in_flight < self.width:
+            return self.in_flight
+        silent = sum(e.in_flight for e in self._lanes.values() if _is_silent(e, now))
+        return self.in_flight - min(silent, self.width)
+
+    def _rank(self, lane: _Lane, now: float | None = None) -> tuple[int, int, str, str] | None:
+        if not lane.ready or lane.in_flight >= int(lane.window):
+            return None
+        name = lane.ready[0][0]
+        if lane.shut:
+            order = 3
+            if not (self.surveyed and lane.refused and name < self.expired):
+                return None
+        elif lane.prompt and not (now is not None and _is_silent(lane, now)):
+            order = 0
+        else:
+            order = 1 if lane.heard is None else 2
+        return order, lane.in_flight, name, lane.bucket
+
+    def _enter(self, lane: _Lane) -> None:
+        """Let the lane go next when it ranks first."""
+        if len(self._order) > 4 * len(self._lanes) + 64:  # most of it is of the past
+            self._order = []
+            lanes = list(self._lanes.values())
+        else:
+            lanes = [lane]
+        for each in lanes:
+            if rank := self._rank(each):
+                heapq.heappush(self._order, rank)
+
+    def _take(self, lane: _Lane) -> Event:
+        if lane.failures and lane.refused and not lane.shut:
+            # The oldest may all be of one denied prefix, so others have a chance, too.
+            index = random.randrange(len(lane.ready))  # noqa: S311 - nothing secret
+            lane.ready[index], lane.ready[-1] = lane.ready[-1], lane.ready[index]
+            _, event = lane.ready.pop()
+            heapq.heapify(lane.ready)
+        else:
+            _, event = heapq.heappop(lane.ready)
+        lane.waiting -= 1
+        self._waiting -= 1
+        return event
+
+    def delivered(self, event: Event, now: float, seconds: float) -> None:
+        """The copy is confirmed, after so many seconds; `release` or `block` follows."""
+        lane = self._answered(event, now)
+        lane.failures, lane.refused, lane.shut = 0, True, False
+        lane.delivered, lane.prompt = True, seconds < PROMPT
+        self._grow(lane)
+        self._enter(lane)
+
+    def passed_over(self, event: Event, now: float, *, left: bool) -> None:
+        """The event was not copied: it left the folder, or is replaced again and again."""
+        self._enter(self._answered(event, now))
+        (self.release if left else self.block)(event)
+
+    def failed(
+        self,
+        event: Event,
+        now: float,
+        *,
+        refused: bool = False,
+        unanswered: bool = False,
+        quarantined: bool = False,
+    ) -> None:
+        """The copy failed: S3 refused the event, or never answered, or anything else."""
+        lane = self._answered(event, now)
+        lane.prompt = False
+        lane.failures += 1
+        lane.unanswered += unanswered
+        lane.refused = lane.refused and refused
+        if quarantined:
+            self._grow(lane)
+            self.release(event)
+        else:
+            self.block(event)
+        limit = MAX_REFUSALS if lane.delivered else MAX_FAILURES
+        if lane.failures >= limit or lane.unanswered >= MAX_UNANSWERED:
+            self._shut(lane)
+        self._enter(lane)
+
+    def throttled(self, event: Event, now: float, began: float) -> bool:
+        """S3 asked for fewer requests; the event goes back, unless its bucket answers only that.
+
+        Returns whether it does: then the event has failed.
+        """
+        lane = self._answered(event, now)
+        lane.prompt = False
+        if began > lane.halved:  # not one more answer to what was sent before
+            lane.halved, lane.throttled, lane.refused = now, True, False
+            lane.window = max(1, lane.window / 2)
+            lane.failures += 1
+        if lane.failures >= MAX_FAILURES:
+            self.block(event)
+            self._shut(lane)
+            return True
+        self.again(event)
+        return False
+
+    def again(self, event: Event) -> None:
+        """An event that was begun waits again, as the first for its target."""
+        lane = self._lanes[event.bucket]
+        lane.waiting += 1
+        self._waiting += 1
+        self._make_ready(lane, event)
+        self._enter(lane)
 
     def release(self, event: Event) -> None:
         """The event has left the folder: the next for its target is ready."""
-        behind = self._behind[event.bucket, event.key]
-        if behind:
-            following = behind.pop(0)
-            self._waiting_behind -= 1
-            heapq.heappush(self._ready, (following.name, following))
+        lane = self._lanes[event.bucket]
+        self._names.remove(event.name)
+        self._left.add(event.name)
+        if behind := lane.behind[event.key]:
+            self._make_ready(lane, behind.pop(0))
         else:
-            del self._behind[event.bucket, event.key]
+            del lane.behind[event.key]
 
     def block(self, event: Event) -> None:
-        """The event stays in the folder: later ones for its target wait for another run."""
-        behind = self._behind.pop((event.bucket, event.key))
-        self._waiting_behind -= len(behind)
-        self._blocked[self._slot(event)] = True
-        self.left_out |= bool(behind)
+        """The event stays in the folder: later ones for its target wait for the next run."""
+        lane = self._lanes[event.bucket]
+        behind = lane.behind.pop(event.key)
+        self.skipped |= bool(behind)
+        lane.waiting -= len(behind)
+        self._waiting -= len(behind)
+        self._names.difference_update(later.name for later in behind)
+        self._names.remove(event.name)
+        lane.blocked.add(hash(event.key))
+        self._blocked += 1
+        if self._blocked > MAX_BLOCKED:
+            self._shut(lane)
 
-    def _slot(self, event: Event) -> int:
-        return hash((self._salt, event.bucket, event.key)) % len(self._blocked)
+    def is_awaited(self, event: Event) -> bool:
+        """Another event waits until this one has left the folder."""
+        return bool(self._lanes[event.bucket].behind[event.key])
+
+    def _answered(self, event: Event, now: float) -> _Lane:
+        lane = self._lanes[event.bucket]
+        lane.in_flight -= 1
+        self.in_flight -= 1
+        lane.heard = now
+        return lane
+
+    def _grow(self, lane: _Lane) -> None:
+        # Double each round trip, as TCP does; after congestion add one each round trip.
+        step = 1 / lane.window if lane.throttled else 1
+        lane.window = min(self.width, lane.window + step)
+
+    def _make_ready(self, lane: _Lane, event: Event) -> None:
+        heapq.heappush(lane.ready, (event.name, event))
+        if lane.ready[0][1] is event:
+            self._enter(lane)
+
+    def _shut(self, lane: _Lane) -> None:
+        if not lane.shut:
+            lane.shut = True
+            lane.window = 1
+            self._forget(lane, "")
+
+
+def _is_silent(lane: _Lane, now: float) -> bool:
+    return lane.in_flight > 0 and lane.heard is not None and now - lane.heard > SILENCE

@@ -4,15 +4,11 @@ SchedulerError
 ├── InvalidEvent (also a ValueError)
 ├── AlreadyScheduled
 ├── NotScheduled (also a LookupError)
-└── RunFailed
+├── CopyRefused (only as the `error` of a `Failure`)
+└── RunFailed (in `report`, beside the report that it carries)
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .report import Report
 
 
 class SchedulerError(Exception):
@@ -20,22 +16,22 @@ class SchedulerError(Exception):
 
 
 class InvalidEvent(SchedulerError, ValueError):
-    """No event can be made of a value; the message says which, and what would be right."""
+    """A value that cannot form an event; the message says why, and what would be right."""
 
 
 class AlreadyScheduled(SchedulerError):
-    """`schedule(…, replace=False)` found the same event waiting, under `name`."""
+    """The same event is already waiting under `name`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
 
     def __str__(self) -> str:
-        return f"{self.name!r} is already scheduled; cancel it first, or let it be replaced"
+        return f"{self.name!r} is already waiting; cancel it first, or leave it as it is"
 
 
 class NotScheduled(SchedulerError, LookupError):
-    """`reschedule` found nothing waiting under `name`: delivered, cancelled, or never scheduled."""
+    """Nothing is waiting under `name`: it was delivered or cancelled, or never scheduled."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -44,18 +40,17 @@ class NotScheduled(SchedulerError, LookupError):
     def __str__(self) -> str:
         return (
             f"{self.name!r} is not waiting: it was delivered or cancelled, or never scheduled; "
-            "if it has not arrived and is still wanted, schedule it anew"
+            "if it has not arrived and is still wanted, schedule it again"
         )
 
 
-class RunFailed(SchedulerError):
-    """Events of a run failed; `report` is that run's whole report."""
+class CopyRefused(SchedulerError):
+    """An event that this library itself, not S3, refused to copy to its target."""
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(report)
-        self.report = report
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        """`TargetNotAllowed`, `InvalidTarget` or `TargetExists`."""
 
     def __str__(self) -> str:
-        count, first = self.report.failed_count, self.report.failed[0]
-        events = "event" if count == 1 else "events"
-        return f"{count} {events} failed, the first is {first.event.name!r}: {first.error}"
+        return f"{self.code}: {self.args[1]}"

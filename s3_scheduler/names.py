@@ -13,14 +13,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from dateutil.parser import isoparse
 
 from .errors import InvalidEvent
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ObjectTypeDef
 
 MAX_NAME = 1024
 """Bytes of UTF-8: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html"""
@@ -58,40 +55,40 @@ class Event:
     size: int
     """The length of its content, in bytes."""
     etag: str
-    """The ETag that S3 gave its content, quotes and all."""
+    """The ETag that S3 gave its content, with its quotes."""
 
 
 def folder_prefix(folder: str) -> str:
-    """The folder as a prefix of names: with one slash at its end and none at its start."""
+    """The folder as a prefix of names: one slash at its end, none at its start."""
     prefix = folder.strip("/")
     if not prefix:
-        raise InvalidEvent(
-            f"the folder {folder!r} is empty, so every object of the bucket would be in it; "
+        raise ValueError(
+            f"the folder {folder!r} is empty, so it would hold every object of the bucket; "
             "give the events a folder of their own, such as 'later'"
         )
     return prefix + "/"
 
 
 def to_utc(when: When) -> datetime:
-    """The moment, in UTC. Raises `InvalidEvent` if it has no zone, or no year from 1 to 9999."""
+    """The moment, in UTC. Raises `ValueError` without a zone or outside the years 1 to 9999."""
     try:
         if isinstance(when, timedelta):
             moment: object = datetime.now(timezone.utc) + when
         else:
             moment = _read(when) if isinstance(when, str) else when
         if not isinstance(moment, datetime):
-            raise InvalidEvent(
+            raise ValueError(  # noqa: TRY004 - a value of any type can be wrong here
                 f"{when!r} is not a moment; pass an aware datetime, a timedelta from now, "
                 "or an ISO 8601 string such as '2030-01-31T09:00:00Z'"
             )
         if moment.utcoffset() is None:
-            raise InvalidEvent(
+            raise ValueError(
                 f"{when!r} has no time zone, so its moment is ambiguous; pass an aware one, such "
                 "as datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
             )
         return moment.astimezone(timezone.utc)
     except OverflowError as error:
-        raise InvalidEvent(
+        raise ValueError(
             f"{when!r} is outside the years 1 to 9999 in UTC; choose a moment within them"
         ) from error
 
@@ -100,17 +97,17 @@ def _read(text: str) -> datetime:
     try:
         return isoparse(text)
     except ValueError as error:
-        raise InvalidEvent(
+        raise ValueError(
             f"{text!r} is not an ISO 8601 time ({error}); write it like '2030-01-31T09:00:00Z'"
         ) from error
 
 
-def stamp(moment: datetime) -> str:
+def format_due(moment: datetime) -> str:
     """The moment as names have it: UTC, always with microseconds, or their order would break."""
     return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def encode(prefix: str, due: datetime, bucket: str, key: str) -> str:
+def build(prefix: str, due: datetime, bucket: str, key: str) -> str:
     """The name of an event. Raises `InvalidEvent` for what S3 or `parse` would not take."""
     if not _BUCKET.fullmatch(bucket):
         raise InvalidEvent(
@@ -118,10 +115,8 @@ def encode(prefix: str, due: datetime, bucket: str, key: str) -> str:
             "(letters, digits, '.', '-' and '_', never '|')"
         )
     if not key:
-        raise InvalidEvent(
-            "the key is empty; pass the key that the object shall have at its target"
-        )
-    name = f"{prefix}{stamp(due)}|{bucket}|{key}"
+        raise InvalidEvent("the key is empty; pass the key of the object at its target")
+    name = f"{prefix}{format_due(due)}|{bucket}|{key}"
     try:
         size = len(name.encode())
     except UnicodeEncodeError as error:
@@ -135,7 +130,7 @@ def encode(prefix: str, due: datetime, bucket: str, key: str) -> str:
 
 
 def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
-    """Due time, bucket and key of a name; raises `InvalidEvent` if it is not an event's."""
+    """Due time, bucket and key; raises `InvalidEvent` if it does not parse as an event."""
     if not name.startswith(prefix):
         raise InvalidEvent(
             f"{name!r} is not in the folder {prefix!r}; pass a name that schedule returned"
@@ -155,29 +150,27 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
     return moment.replace(tzinfo=timezone.utc), match["bucket"], match["key"]
 
 
-def event_from(prefix: str, entry: ObjectTypeDef) -> Event:
-    """The event that an entry of a listing is; raises `InvalidEvent` if it is none."""
-    due, bucket, key = parse(prefix, entry["Key"])
-    return Event(due, bucket, key, entry["Key"], entry["Size"], entry["ETag"])
-
-
-def start(prefix: str, moment: datetime) -> str:
+def lower_bound(prefix: str, moment: datetime) -> str:
     """Names of this moment and later sort after this string, earlier ones before it."""
-    return prefix + stamp(moment)
+    return prefix + format_due(moment)
 
 
-def end(prefix: str, moment: datetime | None) -> str:
+def upper_bound(prefix: str, moment: datetime | None) -> str:
     """Names of this moment and earlier sort before this string; None: of any moment."""
     # "}" follows "|", and ":" follows the digits that every due time begins with.
-    return prefix + (":" if moment is None else stamp(moment) + "}")
+    return prefix + (":" if moment is None else format_due(moment) + "}")
 
 
-def failed_name(prefix: str, name: str) -> str:
-    """Where a failed event goes: it sorts after every due time, so that no run reads it."""
-    return f"{prefix}failed/{name.removeprefix(prefix)}"
+def listed_due(prefix: str, event: Event) -> datetime:
+    """The moment at which S3 lists the event: the end of what a name written by hand leaves out."""
+    written = event.name.removeprefix(prefix).partition("Z")[0]
+    decimals = len(written) - len("0000-00-00T00:00:00.")
+    if decimals < -1:
+        return event.due + timedelta(minutes=1)
+    return event.due + timedelta(seconds=10.0 ** -max(0, decimals))
 
 
-def share(bucket: str, key: str, shards: int) -> int:
+def shard_of(bucket: str, key: str, shards: int) -> int:
     """The shard of a target, the same on every machine and Python (`hash` is neither)."""
     digest = hashlib.sha256(f"{bucket}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % shards

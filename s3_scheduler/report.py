@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from .errors import RunFailed
+from .errors import SchedulerError
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from .names import Event
+
+logger = logging.getLogger(__package__)
+
+MAX_FAILURES = 1_000
+MAX_INVALID_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Failure:
     error: Exception
     """What stopped it: a `botocore.exceptions.ClientError` if it was an answer of S3."""
     quarantined: bool
-    """True: it was moved to `failed/`. False: it stays, for all S3 says, and is tried again."""
+    """True: it was moved to `failed/`. False: it stays, and the next run tries it again."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,20 @@ class Report:
     """What a run did."""
 
     copied: int
-    """Events whose copy S3 confirmed, deleted or not."""
-    failed: tuple[Failure, ...]
+    """How many copies S3 confirmed, whether or not their originals are deleted."""
+    delivered_before: int
+    """With `once`: how many events an earlier run had delivered but not deleted."""
+    failed: int
+    """How many events failed."""
+    failures: tuple[Failure, ...]
     """The first thousand failures."""
-    failed_count: int
-    """All failures."""
-    invalid: tuple[str, ...]
-    """The first hundred names that sort before now and are not events; they are left alone."""
-    invalid_count: int
-    """All such names."""
+    invalid: int
+    """How many names sort before now and are not events; they are left alone."""
+    invalid_names: tuple[str, ...]
+    """The first hundred of these names."""
     unfinished: bool
-    """Due events were left for the next run."""
-    max_delay: timedelta
+    """True: due events were left for the next run."""
+    max_lateness: timedelta
     """How late the latest delivery was when S3 confirmed it; zero if there was none."""
 
     def raise_for_failures(self) -> None:
@@ -48,5 +55,64 @@ class Report:
 
         A function that swallows failures alarms nobody.
         """
-        if self.failed_count:
+        if self.failed:
             raise RunFailed(self)
+
+
+class RunFailed(SchedulerError):
+    """Events of a run failed; `report` is that run's whole report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        count, first = self.report.failed, self.report.failures[0]
+        events = "event" if count == 1 else "events"
+        return f"{count} {events} failed, the first is {first.event.name!r}: {first.error}"
+
+
+class Tally:
+    """Counts what a run does, and logs what somebody should see at once."""
+
+    def __init__(self) -> None:
+        self.copied = 0
+        self.delivered_before = 0
+        self.failed = 0
+        self.failures: list[Failure] = []
+        self.invalid = 0
+        self.invalid_names: list[str] = []
+        self.max_lateness = timedelta()
+
+    def add_copy(self, lateness: timedelta) -> None:
+        """A copy was confirmed, so late."""
+        self.copied += 1
+        self.max_lateness = max(self.max_lateness, lateness)
+
+    def add_failure(self, failure: Failure) -> None:
+        """An event failed."""
+        self.failed += 1
+        if self.failed <= MAX_FAILURES:
+            self.failures.append(failure)
+        fate = "it was moved to failed/" if failure.quarantined else "the next run tries it again"
+        logger.error("%r failed, %s: %s", failure.event.name, fate, failure.error)
+
+    def add_invalid(self, name: str) -> None:
+        """A name does not parse as an event."""
+        self.invalid += 1
+        if self.invalid <= MAX_INVALID_NAMES:
+            self.invalid_names.append(name)
+            logger.warning("%r is not the name of an event; it is left alone", name)
+
+    def report(self, *, unfinished: bool) -> Report:
+        """What was counted."""
+        return Report(
+            self.copied,
+            self.delivered_before,
+            self.failed,
+            tuple(self.failures),
+            self.invalid,
+            tuple(self.invalid_names),
+            unfinished,
+            self.max_lateness,
+        )

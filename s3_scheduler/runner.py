@@ -6,80 +6,94 @@ import logging
 import operator
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError, HTTPClientError
+import boto3
 
 from . import names
-from .backlog import Backlog
-from .delivery import Delivery
-from .errors import InvalidEvent
-from .objects import CHANGED, error_code
-from .report import Failure, Report
+from .answers import is_callers_fault, may_have_arrived, without_traceback
+from .backlog import SILENCE, Backlog
+from .delivery import Copied, Delivery, Throttled
+from .folder import PAGE, Changed, Folder, Gone
+from .report import Failure, Report, Tally
+from .unconfirmed import Unconfirmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
-
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+    from collections.abc import Callable, Collection, Mapping
 
     from .delivery import Outcome
+    from .folder import Page
     from .names import Event
     from .scheduler import Scheduler
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
-PLACES = 100
-"""Events that may be copied and not confirmed deleted: those a killed run delivers twice."""
-BATCH = 50
-"""Events for one DeleteObjects: half of PLACES, so that as many are copied meanwhile."""
-PATIENCE = 1.0
-"""Seconds for which a copied event waits for others to be deleted with."""
-REPORTED_FAILURES = 1_000
-REPORTED_INVALID = 100
+FIRST_PAGE = 100
+"""Names that a run reads at first: parsing 1,000 takes boto3 some 60 ms of CPU."""
+POLL = 0.1
+"""Seconds between two questions to `stop` while a run waits."""
 
 
 def run_due(
     scheduler: Scheduler,
     *,
     now: datetime | None = None,
-    time_limit: float | None = None,
-    retry_for: timedelta | None = timedelta(days=1),
+    ahead: float | timedelta = 0,
+    time_limit: float | timedelta | None = None,
+    retry_for: float | timedelta | None = timedelta(days=1),
+    once: bool = False,
     target_buckets: Collection[str] | None = None,
     shard: tuple[int, int] = (0, 1),
     extra_args: Mapping[str, Any] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Report:
     """Copy every event that is due to its target, then delete it; oldest first.
 
     At least once: a run that dies, or overlaps another, may deliver again what is between its copy
-    and its delete. In order for each target. A failed event stops no other.
+    and its delete. In order for each target. No event, and no bucket, that fails stops another.
 
-    `now` is aware; None: the clock. `time_limit`, in seconds: no copy starts after it, and what is
-    in flight is finished (a hung request can outlast it by the client's time-outs); None: no limit.
-    `retry_for`: how long after its due time an event is tried before it is moved to `failed/`, if
-    S3 called the failure the caller's fault; None: for ever. `target_buckets`: an event for any
-    other bucket fails; None: any bucket. `shard=(i, n)`: of n runners at work at once, this one
-    takes the i-th share (0 to n - 1) of the targets. `extra_args` is for the copies, as boto3's
-    `ExtraArgs`: ACL, StorageClass, encryption, ExpectedBucketOwner.
+    Durations are seconds or a timedelta.
 
-    Raises `InvalidEvent` for a naive `now`, a `time_limit` that leaves no time, a shard that does
-    not exist, and other arguments that cannot be meant; and what S3 answers if the folder cannot be
-    listed. Ctrl-C, too, finishes and cleans up what is in flight.
+    - `now`: aware; None: the clock.
+    - `ahead`: also deliver what falls due in the next so many seconds, each at its moment. What is
+      scheduled meanwhile for within them waits for the next run.
+    - `time_limit`: no copy starts after it, and what is in flight is finished; a request that hangs
+      can outlast it by the client's timeouts. None: no limit. In a Lambda:
+      `context.get_remaining_time_in_millis() / 1000 - 10`.
+    - `retry_for`: how long after its due time an event is tried before it is moved to `failed/`, if
+      the fault is its own (no such bucket, access denied); None: for ever.
+    - `once`: copy only to keys that do not exist yet, so that neither kills nor overlapping runs
+      deliver an event twice, if each event has a key of its own and the consumer leaves the object
+      there. What is there already and is something else stays, and the event fails. Needs
+      boto3 1.40.65, an S3 that honours If-None-Match on copies, and `s3:GetObject` on the targets.
+    - `target_buckets`: an event for any other bucket fails; None: any bucket.
+    - `shard`: `(i, n)`: of n runners at work at once, this one takes the i-th share (0 to n - 1) of
+      the targets. The same target always falls to the same share.
+    - `extra_args`: for the copies, as for boto3's `copy_object`: ACL, StorageClass, encryption,
+      ExpectedBucketOwner.
+    - `stop`: called between copies and while waiting, in a thread of the run; True ends the run as
+      the time limit does. It should only read a flag.
+
+    Raises `ValueError` for arguments that are invalid, and what S3 answers if the folder cannot be
+    listed. Ctrl-C, too, finishes what is in flight.
     """
-    started = time.monotonic()
-    _refuse_misunderstandings(time_limit, retry_for, target_buckets, shard, extra_args or {})
     moment = datetime.now(timezone.utc) if now is None else names.to_utc(now)
-    delivery = Delivery(
-        scheduler.client,
-        scheduler.bucket,
-        scheduler.prefix,
-        moment,
-        retry_for,
-        None if target_buckets is None else frozenset(target_buckets),
-        extra_args or {},
+    _validate(scheduler.folder, target_buckets, extra_args or {}, once=once)
+    run = Run(
+        scheduler.folder,
+        clock=Clock(moment),
+        ahead=_seconds("ahead", ahead),
+        time_limit=None if time_limit is None else _time_limit(time_limit),
+        retry_for=None if retry_for is None else _seconds("retry_for", retry_for),
+        once=once,
+        target_buckets=None if target_buckets is None else frozenset(target_buckets),
+        shard=_shard(shard),
+        extra_args=extra_args or {},
+        stop=stop,
     )
-    run = _Run(delivery, started, time_limit, shard)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
@@ -89,139 +103,160 @@ def run_due(
                 pass
             return done.result()
         except BaseException:
-            run.stopping = True
+            run.interrupt()
             raise
 
 
-def _refuse_misunderstandings(
-    time_limit: float | None,
-    retry_for: timedelta | None,
+def _seconds(name: str, duration: float | timedelta) -> float:
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if not (isinstance(seconds, int | float) and seconds >= 0):
+        raise ValueError(f"{name} {duration!r} is not a duration; pass seconds or a timedelta")
+    return float(seconds)
+
+
+def _time_limit(limit: float | timedelta) -> float:
+    if limit <= (timedelta() if isinstance(limit, timedelta) else 0):
+        raise ValueError(
+            f"time_limit {limit!r} leaves no time for any copy; give the run more seconds, "
+            "in a Lambda by a longer timeout of the function, or pass None for no limit"
+        )
+    return _seconds("time_limit", limit)
+
+
+def _shard(shard: tuple[int, int]) -> tuple[int, int]:
+    index, count = map(operator.index, shard)
+    if not 0 <= index < count:
+        raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
+    return index, count
+
+
+def _validate(
+    folder: Folder,
     target_buckets: Collection[str] | None,
-    shard: tuple[int, int],
     extra_args: Mapping[str, Any],
+    *,
+    once: bool,
 ) -> None:
-    if not (time_limit is None or time_limit > 0):
-        raise InvalidEvent(
-            f"time_limit {time_limit!r} leaves no time for any copy; give the run more seconds, "
-            "in a Lambda by a longer time-out of the function, or pass None for no limit"
-        )
-    if not (retry_for is None or isinstance(retry_for, timedelta)):
-        raise InvalidEvent(
-            f"retry_for {retry_for!r} is not a timedelta; pass one, such as timedelta(days=1), "
-            "or None for ever"
-        )
     if isinstance(target_buckets, str):
-        raise InvalidEvent(
+        raise ValueError(  # noqa: TRY004 - it is a collection, and the wrong one
             f"target_buckets {target_buckets!r} is one name, and would be taken letter by letter; "
             f"pass a collection, such as {[target_buckets]!r}"
         )
-    if not 0 <= shard[0] < shard[1]:
-        raise InvalidEvent(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
+    if once and not folder.can_create:
+        raise ValueError(
+            f"once=True needs boto3 1.40.65 or later, and this is {boto3.__version__}; "
+            "upgrade it, or leave once out"
+        )
     for argument in extra_args:
-        if argument.startswith(("If", "CopySourceIf")):
-            raise InvalidEvent(
-                f"{argument} in extra_args would be taken for a change of the event; leave it out, "
-                "for the run makes the conditions that it needs"
-            )
+        if argument.startswith(("If", "CopySource")) or argument in ("Bucket", "Key"):
+            raise ValueError(f"{argument} in extra_args is for the run itself to set; leave it out")
+    folder.check_copy_arguments(extra_args)
 
 
-class _Run:
+class Clock:
+    """Time as a run sees it: `now` goes on from the moment that it was told."""
+
+    def __init__(self, now: datetime) -> None:
+        self._began = time.monotonic()
+        self._now = now
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    def now(self) -> datetime:
+        """The moment, in UTC."""
+        return self._now + timedelta(seconds=self.elapsed())
+
+    def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
+        """The next item of the queue; raises `Empty` after so many seconds; None: never."""
+        return queue.get(timeout=timeout)
+
+
+@dataclass
+class Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        started: float,
-        time_limit: float | None,
-        shard: tuple[int, int],
-    ) -> None:
-        self.started = started
-        self.delivery = delivery
-        self.time_limit = time_limit
-        self.shard = operator.index(shard[0]), operator.index(shard[1])
-        self.stopping = False
-        # botocore's stubs do not know the attributes of its Config.
-        config: Any = delivery.client.meta.config
-        self.width: int = config.max_pool_connections
+    folder: Folder
+    clock: Clock
+    ahead: float
+    time_limit: float | None
+    retry_for: float | None
+    once: bool
+    target_buckets: Collection[str] | None
+    shard: tuple[int, int]
+    extra_args: Mapping[str, Any]
+    stop: Callable[[], bool] | None
 
-        self.bound = names.end(delivery.prefix, delivery.now)
-        self.pages: Iterator[ListObjectsV2OutputTypeDef] = iter(
-            delivery.client.get_paginator("list_objects_v2").paginate(
-                Bucket=delivery.bucket, Prefix=delivery.prefix
-            )
-        )
-        self.listing = False
-        self.listed = False
-        self.list_error: BaseException | None = None
-
-        self.done: SimpleQueue[tuple[Callable[..., None], Future[Any], tuple[Any, ...]]] = (
-            SimpleQueue()
+    def __post_init__(self) -> None:
+        prefix, now = self.folder.prefix, self.clock.now()
+        expired = ""
+        if self.retry_for is not None:
+            expired = names.upper_bound(prefix, _shifted(now, -self.retry_for))
+        self.bound = names.upper_bound(prefix, _shifted(now, self.ahead))
+        self.position: str | None = prefix  # after which the listing goes on
+        self.reading = False
+        self.backlog = Backlog(self.folder.width, expired)
+        self.unconfirmed = Unconfirmed()
+        self.tally = Tally()
+        self.delivery = Delivery(
+            self.folder, expired, self.once, self.target_buckets, self.extra_args, self._in_time
         )
         self.in_flight = 0
-        self.backlog = Backlog()
-        self.copied: list[Event] = []  # to be deleted
-        self.copied_since = 0.0
-        self.deleting = 0
-        self.stuck = 0  # places that are not free again in this run
+        self.done: SimpleQueue[tuple[Callable[..., None], Future[Any], tuple[Any, ...]] | None] = (
+            SimpleQueue()
+        )
+        self.changed = False  # an event was replaced, and its new content waits for the next run
+        self.stopped = False
+        self.error: BaseException | None = None  # the folder could not be listed
 
-        self.confirmed = 0
-        self.failures: list[Failure] = []
-        self.failed_count = 0
-        self.invalid: list[str] = []
-        self.invalid_count = 0
-        self.changed = False  # an event was replaced: its new content waits for the next run
-        self.max_delay = timedelta()
+    def interrupt(self) -> None:
+        """Start nothing more, and wait for nothing that is not in flight."""
+        self.stopped = True
+        self.done.put(None)
 
     def work(self) -> Report:
-        # One thread more than copies, so that no delete waits behind slow ones.
-        with ThreadPoolExecutor(self.width + 1, "s3_scheduler") as self.pool:
+        """Deliver what is due, and report it."""
+        # As many again for buckets that hang, and so that no delete waits behind slow copies.
+        with ThreadPoolExecutor(2 * self.folder.width + 2, "s3_scheduler") as self.pool:
             try:
-                self._deliver()
+                while self._goes_on():
+                    self._settle_one()
             except BaseException:
                 # No more threads can be had, say. What was copied is deleted all the same.
-                while self.in_flight or self.copied:
-                    batch, self.copied = self.copied, []
-                    self.delivery.delete(batch)
+                self.stopped = True
+                while self.in_flight or self.unconfirmed.copied:
+                    self.folder.delete_all(self.unconfirmed.take())
                     if self.in_flight:
                         self._settle_one()
                 raise
-        if self.list_error:
-            raise self.list_error
-        report = Report(
-            copied=self.confirmed,
-            failed=tuple(self.failures),
-            failed_count=self.failed_count,
-            invalid=tuple(self.invalid),
-            invalid_count=self.invalid_count,
-            unfinished=self.changed
-            or self.backlog.left_out
-            or bool(self.backlog)
-            or not self.listed,
-            max_delay=self.max_delay,
-        )
+        if self.error:
+            raise self.error
+        report = self.tally.report(unfinished=self.changed or self.backlog.unfinished)
         logger.info(
-            "run_due s3://%s/%s copied %d failed %d invalid %d unfinished %d max_delay %.3f",
-            self.delivery.bucket,
-            self.delivery.prefix,
+            "run_due s3://%s/%s copied %d delivered_before %d failed %d invalid %d unfinished %d "
+            "max_lateness %.3f",
+            self.folder.bucket,
+            self.folder.prefix,
             report.copied,
-            report.failed_count,
-            report.invalid_count,
+            report.delivered_before,
+            report.failed,
+            report.invalid,
             report.unfinished,
-            report.max_delay.total_seconds(),
+            report.max_lateness.total_seconds(),
         )
         return report
 
-    def _deliver(self) -> None:
-        while True:
-            if self._delete_is_due():
-                self._delete_copied()
-            self._read_on()
-            self._copy_on()
-            if not self.in_flight:
-                if not self.copied:
-                    break
-                self._delete_copied()
-            self._settle_one()
+    def _goes_on(self) -> bool:
+        """Start all that may start; False if nothing is in flight then, and nothing falls due."""
+        self.backlog.ripen(names.upper_bound(self.folder.prefix, self.clock.now()))
+        if self._must_delete():
+            self._delete()
+        self._read()
+        self._start_copies()
+        if not self.in_flight and self.unconfirmed.copied:
+            self._delete()
+        return bool(self.in_flight or (self.backlog.next_held and self._may_begin()))
 
     def _submit(self, work: Callable[..., Any], settle: Callable[..., None], *args: Any) -> None:
         future = self.pool.submit(work, *args)
@@ -229,128 +264,139 @@ class _Run:
         future.add_done_callback(lambda done: self.done.put((settle, done, args)))
 
     def _settle_one(self) -> None:
-        patience = None
-        if self.copied:
-            patience = max(0.0, self.copied_since + PATIENCE - time.monotonic())
+        """Wait until something is done, or has to be."""
         try:
-            settle, future, args = self.done.get(timeout=patience)
+            item = self.clock.get(self.done, self._patience())
         except Empty:
             return
-        self.in_flight -= 1
-        settle(future, *args)
+        if item:
+            settle, future, args = item
+            self.in_flight -= 1
+            settle(future, *args)
+
+    def _patience(self) -> float | None:
+        """For how many seconds there is nothing to do but wait; None: until something is done."""
+        waits = [self.unconfirmed.wait(self.clock.elapsed())]
+        if self.stop and not self.stopped:
+            waits.append(POLL)
+        if self.backlog.in_flight and len(self.backlog):
+            waits.append(SILENCE / 2)  # a bucket may fall silent, and others go instead
+        if (held := self.backlog.next_held) and self._in_time():
+            due = names.listed_due(self.folder.prefix, held)
+            waits.append(max(0.0, (due - self.clock.now()).total_seconds()))
+            if self.time_limit is not None:
+                waits.append(max(0.0, self.time_limit - self.clock.elapsed()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _may_begin(self) -> bool:
-        in_time = self.time_limit is None or time.monotonic() - self.started < self.time_limit
-        return in_time and not self.stopping and self._held() < PLACES
+        """Whether there is time for another copy; asks `stop`."""
+        if self.stop and not self.stopped:
+            self.stopped = bool(self.stop())
+        return self._in_time()
 
-    def _held(self) -> int:
-        return len(self.copied) + self.deleting + self.stuck
+    def _in_time(self) -> bool:
+        in_time = self.time_limit is None or self.clock.elapsed() < self.time_limit
+        return in_time and not self.stopped
 
     # Listing
 
-    def _read_on(self) -> None:
-        enough = self.backlog.ready >= 4 * self.width
-        if not (self.listed or self.listing or enough) and self._may_begin():
-            self.listing = True
-            self._submit(self._next_page, self._take_page)
+    def _read(self) -> None:
+        if not self.reading and self._may_begin() and self.backlog.wants_page():
+            after = self.backlog.resume_after() if self.backlog.surveyed else self.position
+            self.reading = True
+            self.backlog.ask_for_page()
+            self._submit(self._page, self._take_page, after)
 
-    def _next_page(self) -> ListObjectsV2OutputTypeDef:
-        return next(self.pages)
+    def _page(self, after: str) -> Page:
+        limit = FIRST_PAGE if after == self.folder.prefix else PAGE
+        return self.folder.page(after, self.bound, limit=limit)
 
-    def _take_page(self, page: Future[ListObjectsV2OutputTypeDef]) -> None:
-        self.listing = False
-        self.list_error = page.exception()
-        if self.list_error:
-            self.stopping = True
+    def _take_page(self, done: Future[Page], after: str) -> None:
+        self.reading = False
+        self.error = done.exception()
+        if self.error:
+            self.stopped = True
             return
-        self.listed = not page.result().get("IsTruncated")
-        for entry in page.result().get("Contents", ()):
-            if entry["Key"] >= self.bound:
-                self.listed = True
-                break
-            # Consoles make an object for the folder itself.
-            if entry["Key"] != self.delivery.prefix:
-                self._take(entry)
-
-    def _take(self, entry: ObjectTypeDef) -> None:
-        try:
-            event = names.event_from(self.delivery.prefix, entry)
-        except InvalidEvent as error:
-            self.invalid_count += 1
-            if self.invalid_count <= REPORTED_INVALID:
-                self.invalid.append(entry["Key"])
-                logger.warning("%s; it is left alone", error)
-            return
+        page = done.result()
+        if not self.backlog.surveyed:
+            for name in page.invalid:
+                self.tally.add_invalid(name)
+        due = names.upper_bound(self.folder.prefix, self.clock.now())
         index, shards = self.shard
-        if shards == 1 or names.share(event.bucket, event.key, shards) == index:
-            self.backlog.add(event)
+        self.backlog.open_page(after, page.last)
+        for event in page.events:
+            if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index:
+                (self.backlog.add if event.name < due else self.backlog.hold)(event)
+        self.backlog.close_page(page.last)
+        self.position = page.last
 
     # Copying
 
-    def _copy_on(self) -> None:
-        while self.backlog.ready and self.in_flight < self.width and self._may_begin():
-            self._submit(self.delivery.copy, self._settle_copy, self.backlog.pop())
+    def _start_copies(self) -> None:
+        while self._may_begin() and not self.unconfirmed.is_full:
+            began = self.clock.elapsed()
+            event = self.backlog.next(began)
+            if event is None:
+                break
+            self._submit(self._copy, self._settle_copy, event, began)
 
-    def _settle_copy(self, done: Future[Outcome], event: Event) -> None:
-        outcome = done.result()
-        if outcome == "copied":
-            self.confirmed += 1
-            elapsed = timedelta(seconds=time.monotonic() - self.started)
-            self.max_delay = max(self.max_delay, elapsed + (self.delivery.now - event.due))
-            if not self.copied:
-                self.copied_since = time.monotonic()
-            self.copied.append(event)
-        elif outcome == "gone":
-            self.backlog.release(event)
-        elif outcome == "changed":
-            self.backlog.block(event)
+    def _copy(self, event: Event, _: float) -> Outcome:
+        return self.delivery.copy(event)
+
+    def _settle_copy(self, done: Future[Outcome], event: Event, began: float) -> None:
+        outcome, now = done.result(), self.clock.elapsed()
+        if isinstance(outcome, Copied):
+            if outcome.before:
+                self.tally.delivered_before += 1
+            else:
+                self.tally.add_copy(self.clock.now() - event.due)
+            self.backlog.delivered(event, now, now - began)
+            self.unconfirmed.add(outcome.event, now)
+        elif isinstance(outcome, Gone):
+            self.backlog.passed_over(event, now, left=True)
+        elif isinstance(outcome, Changed):
+            self.backlog.passed_over(event, now, left=False)
             self.changed = True
+        elif isinstance(outcome, Throttled):
+            if self.backlog.throttled(event, now, began):
+                error = without_traceback(outcome.error)
+                self.tally.add_failure(Failure(event, error, quarantined=False))
         else:
-            self.backlog.block(event)
-            self._fail(outcome)
-            self.stuck += _may_have_arrived(outcome.error)
-
-    def _fail(self, failure: Failure) -> None:
-        self.failed_count += 1
-        if self.failed_count <= REPORTED_FAILURES:
-            self.failures.append(failure)
-        fate = "it was moved to failed/" if failure.quarantined else "the next run tries it again"
-        logger.error("%r failed, %s: %s", failure.event.name, fate, failure.error)
+            self.tally.add_failure(outcome)
+            self.backlog.failed(
+                event,
+                now,
+                refused=is_callers_fault(outcome.error),
+                unanswered=may_have_arrived(outcome.error),
+                quarantined=outcome.quarantined,
+            )
 
     # Deleting
 
-    def _delete_is_due(self) -> bool:
-        return bool(self.copied) and (
-            len(self.copied) >= BATCH
-            or (self._held() >= PLACES and not self.deleting)
-            or time.monotonic() - self.copied_since >= PATIENCE
-            or any(self.backlog.is_awaited(event) for event in self.copied)
-        )
+    def _must_delete(self) -> bool:
+        awaited = any(self.backlog.is_awaited(event) for event in self.unconfirmed.copied)
+        return awaited or self.unconfirmed.wait(self.clock.elapsed()) == 0
 
-    def _delete_copied(self) -> None:
-        batch, self.copied = self.copied, []
-        self.deleting += len(batch)
-        self._submit(self.delivery.delete, self._settle_delete, batch)
+    def _delete(self) -> None:
+        self._submit(self.folder.delete_all, self._settle_delete, self.unconfirmed.take())
 
     def _settle_delete(self, done: Future[dict[str, Exception]], batch: list[Event]) -> None:
-        errors = done.result()
-        self.deleting -= len(batch)
+        stuck = 0
         for event in batch:
-            error = errors.get(event.name)
+            error = done.result().get(event.name)
             if error is None:
                 self.backlog.release(event)
-                continue
-            self.backlog.block(event)
-            self.stuck += 1
-            if error_code(error) in CHANGED:
-                self.changed = True
+            elif isinstance(error, Changed):
+                self.backlog.again(error.event)  # what replaced it is delivered, too
             else:
-                self._fail(Failure(event, error, quarantined=False))
+                stuck += 1
+                self.backlog.block(event)
+                self.tally.add_failure(Failure(event, error, quarantined=False))
+        self.unconfirmed.settle(batch, stuck=stuck)
 
 
-def _may_have_arrived(error: Exception) -> bool:
-    """Whether what failed may have been copied, and will be copied again."""
-    if isinstance(error, ClientError):
-        # Newer versions of boto3 set the tags of a copy in parts when it has arrived.
-        return error.operation_name == "PutObjectTagging"
-    return isinstance(error, HTTPClientError)  # sent, and not answered
+def _shifted(moment: datetime, seconds: float) -> datetime:
+    try:
+        return moment + timedelta(seconds=seconds)
+    except OverflowError:
+        return names.to_utc("9999-12-31T23:59:59.999999Z" if seconds > 0 else "0001-01-01T00Z")

@@ -1,82 +1,65 @@
-"""What an application does: schedule, cancel, reschedule, and see what is pending."""
+"""What an application does: schedule, cancel, reschedule, and see what is pending or failed."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
-import threading
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from s3transfer.compat import seekable
 from s3transfer.utils import ReadFileChunk
 
 from . import names
+from .answers import CHANGED, UNSUPPORTED, error_code, was_retried
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
-from .names import Event
-from .objects import CHANGED, CONFLICT, GONE, delete, error_code, head, move
+from .folder import Changed, Folder, Gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from mypy_boto3_s3 import S3Client
 
-    from .names import When
+    from .names import Event, When
 
-T = TypeVar("T")
-
-WIDTH = 32
-"""Connections of the default client, and so copies that a run has in flight."""
-
-CONFIG = Config(
-    connect_timeout=5,
-    read_timeout=60,
-    retries={"mode": "standard", "total_max_attempts": 3},
-    max_pool_connections=WIDTH,
-)
-"""The default client's settings; times in seconds."""
+TRIES = 10
+"""Times that `reschedule` starts again when others change the event meanwhile."""
 
 
 class Scheduler:
     """Events in one folder of one bucket: `s3://<bucket>/<folder>/<due>|<bucket>|<key>`.
 
-    Thread-safe, and cheap to make: nothing is connected before the first call.
+    Thread-safe, and cheap to make: nothing is sent before the first call.
+
+    - `bucket`: the bucket that holds the folder; a general purpose bucket.
+    - `folder`: with or without slashes at its ends; never empty.
+    - `client`: a boto3 S3 client of your own. A run has as many copies in flight as the client has
+      connections. None: one is made on first use, from boto3's default session, with timeouts of
+      5 s (connect) and 60 s (read), standard retries with at most 3 attempts, and 32 connections.
+
+    Raises `ValueError` for an empty bucket or folder, for a URI, and for a directory bucket, whose
+    listings have no order (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
     """
 
-    def __init__(self, bucket: str, folder: str, client: S3Client | None = None) -> None:
-        """Nothing is sent yet.
-
-        `folder` may have slashes at its ends, but may not be empty. `client`: a boto3 S3 client of
-        your own; None makes one on first use, from boto3's default session, with time-outs of 5 s
-        (connect) and 60 s (read), standard retries with at most 3 attempts, and 32 connections.
-
-        Raises `InvalidEvent` for an empty bucket or folder, and for a directory bucket: its
-        listings have no order, which is what the library lives by
-        (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
-        """
+    def __init__(self, bucket: str, folder: str, *, client: S3Client | None = None) -> None:
         if not bucket:
-            raise InvalidEvent(f"the bucket {bucket!r} is empty; pass the name of one of yours")
+            raise ValueError(f"the bucket {bucket!r} is empty; pass the name of one of yours")
+        for text in (bucket, folder):
+            if "://" in text:
+                raise ValueError(
+                    f"{text!r} is a URI; pass bucket and folder apart, "
+                    "such as Scheduler('my-bucket', 'later')"
+                )
         if bucket.endswith(("--x-s3", "--xa-s3")):
-            raise InvalidEvent(
+            raise ValueError(
                 f"{bucket!r} is a directory bucket, whose listings have no order; "
                 "keep the folder in a general purpose bucket"
             )
-        self.bucket = bucket
-        self.prefix = names.folder_prefix(folder)
-        self._client = client
-        self._making_client = threading.Lock()
+        self.folder = Folder(bucket, folder, client)
 
     def __repr__(self) -> str:
-        return f"Scheduler({self.bucket!r}, {self.prefix[:-1]!r})"
-
-    @property
-    def client(self) -> S3Client:
-        """The boto3 client that every request goes through."""
-        with self._making_client:
-            if self._client is None:
-                self._client = boto3.client("s3", config=CONFIG)
-            return self._client
+        return f"Scheduler({self.folder.bucket!r}, {self.folder.prefix[:-1]!r})"
 
     def schedule(
         self,
@@ -90,140 +73,217 @@ class Scheduler:
     ) -> str:
         """Write an event: at `when`, an object with content `body` appears at `bucket` and `key`.
 
-        `when` is an aware datetime, a timedelta from now, or an ISO 8601 string with an offset; a
-        past moment is due at the next run. `body` is bytes, text (sent as UTF-8), or a binary file
-        of any size, read from where it stands and never held in memory whole; boto3 may close it.
-        `extra_args` is as boto3's `ExtraArgs`: headers, `Metadata` and `Tagging` arrive at the
-        target; ACL, storage class, encryption, Object Lock and website redirects do not survive an
-        S3 copy, so give those to `run_due`.
-
-        The same moment, bucket and key are the same event: scheduling it again replaces its
-        content, so repeating a call with an absolute `when` is safe (a timedelta is a new moment
-        each time). With `replace=False` it raises `AlreadyScheduled` instead, atomically; the body
-        then goes in one PutObject: 5 GiB at most, and a file must be seekable. After a lost answer
-        boto3's own retry can meet its first attempt, so `AlreadyScheduled` may be about this very
-        call.
+        - `when`: an aware datetime, a timedelta from now, or an ISO 8601 string with an offset. A
+          past moment is due at the next run.
+        - `bucket`, `key`: the target. The name of the event, folder and all, may have 1,024 bytes.
+        - `body`: bytes, text (sent as UTF-8), or a binary file of any size, read from where it
+          stands and never held in memory whole; boto3 may close it.
+        - `replace`: the same moment, bucket and key are the same event. True: scheduling it again
+          replaces its content, so repeating a call with an absolute `when` is safe (a timedelta is
+          a new moment each time). False: raises `AlreadyScheduled` instead, atomically; the body
+          goes in one PutObject, so 5 GiB at most, and a file must be seekable. After a lost answer
+          boto3's own retry can meet its first attempt, so the error may be about this very call.
+        - `extra_args`: as boto3's `ExtraArgs`. Headers, `Metadata` and `Tagging` arrive at the
+          target. ACL, storage class, encryption, Object Lock and website redirects do not survive
+          an S3 copy, so give those to `run_due`.
 
         Returns the full object key, which `cancel` and `reschedule` take. Raises `InvalidEvent`,
         before anything is written, for what could never be delivered.
         """
-        name = names.encode(self.prefix, names.to_utc(when), bucket, key)
+        name = names.build(self.folder.prefix, _due(when), bucket, key)
         extra = dict(extra_args or {})
         _refuse_uncopyable(extra)
         if isinstance(body, str):
             body = body.encode()
-        elif not isinstance(body, bytes | bytearray):
-            _refuse_unreadable(body)
-        if not replace:
-            self._create(name, body, extra)
-        elif isinstance(body, bytes | bytearray):
-            self.client.put_object(Bucket=self.bucket, Key=name, Body=body, **extra)
+        if isinstance(body, bytes | bytearray):
+            self._put(name, body, extra, create=not replace)
+            return name
+        _refuse_unreadable(body)
+        if replace:
+            self.folder.upload(name, body, extra)
         else:
-            self.client.upload_fileobj(body, self.bucket, name, ExtraArgs=extra)
+            self._put(name, _rest_of(body), extra, create=True)
         return name
 
-    def _create(self, name: str, body: bytes | IO[bytes], extra: dict[str, Any]) -> None:
-        content: Any = body
-        if not isinstance(body, bytes | bytearray):
-            if not seekable(body):
-                raise InvalidEvent(
-                    f"{body!r} cannot seek, and replace=False sends the body in one PutObject; "
-                    "pass a seekable file or bytes, or leave out replace=False"
-                )
-            position = body.tell()
-            body.seek(0, io.SEEK_END)
-            end = body.tell()
-            body.seek(position)
-            # Its start is where the file stood: boto3's own retries rewind to the start.
-            content = ReadFileChunk(body, end - position, end)
+    def _put(self, name: str, body: Any, extra: Mapping[str, Any], *, create: bool) -> None:
+        try:
+            self.folder.put(name, body, extra, create=create)
+        except ClientError as error:
+            if create and error_code(error) in CHANGED:
+                raise AlreadyScheduled(name) from error
+            raise
 
-        def put() -> None:
-            if content is not body:
-                content.seek(0)
-            try:
-                self.client.put_object(
-                    Bucket=self.bucket, Key=name, Body=content, IfNoneMatch="*", **extra
-                )
-            except ClientError as error:
-                if error_code(error) in CHANGED:
-                    raise AlreadyScheduled(name) from error
-                raise
+    def event_name(self, when: datetime | str, bucket: str, key: str) -> str:
+        """What `schedule` would return; nothing is sent.
 
-        _while_others_interfere(put)
+        With it you can cancel an event without having stored its name, sign an upload URL for a
+        browser, or copy an object that is already in S3 into the folder. `when` is as in
+        `schedule`, but never a timedelta, which is a new moment each time. Raises `InvalidEvent`
+        as `schedule` does.
+        """
+        if not isinstance(when, datetime | str):
+            raise InvalidEvent(
+                f"{when!r} is not an absolute moment, so it names no event; pass an aware "
+                "datetime or an ISO 8601 string such as '2030-01-31T09:00:00Z'"
+            )
+        return names.build(self.folder.prefix, _due(when), bucket, key)
 
     def cancel(self, name: str) -> bool:
-        """Remove a waiting event; `name` is what `schedule` returned.
+        """Remove an event; `name` is what `schedule` returned, or a name from `failed`.
 
-        True: it was waiting, and this call removed it. False: it was not there: delivered,
-        cancelled, or removed by an earlier attempt of this very call whose answer was lost. Once
-        an event is due, True does not mean undelivered: a run may be between its copy and its
-        delete. Raises `InvalidEvent` for a name that is not of an event in this folder.
+        True: it was there, and this call removed it. False: it was not there: delivered, cancelled,
+        or removed by an earlier attempt of this very call whose answer was lost. Once an event is
+        due, True does not mean undelivered: a run may be between its copy and its delete. Raises
+        `InvalidEvent` for a name that does not parse as an event in this folder.
         """
-        names.parse(self.prefix, name)
-
-        def remove() -> bool:
-            seen = head(self.client, self.bucket, name)
-            if seen is None:
+        self.folder.parse(name)
+        event = self.folder.look(name)
+        while event:
+            try:
+                self.folder.delete(event)
+            except Gone:
                 return False
-            delete(self.client, self.bucket, name, seen["ETag"])
-            return True
-
-        return _while_others_interfere(remove)
+            except Changed as changed:
+                event = changed.event
+            else:
+                return True
+        return False
 
     def reschedule(self, name: str, when: When) -> str:
         """Move a waiting event to another moment; its content is copied inside S3, not sent again.
 
-        `when` is as in `schedule`; the moment it already has changes nothing. An event of the same
-        bucket and key at the new moment is replaced. Returns the new name. Raises `NotScheduled` if
-        nothing is waiting under `name`, and `InvalidEvent` for a name that is not of an event in
-        this folder. Once the event is due, a run may deliver it meanwhile, and the new one in its
-        time. After any other error both names may be waiting: nothing is lost.
+        `when` is as in `schedule`; the moment that it already has changes nothing. An event of the
+        same bucket and key at the new moment is replaced. Returns the new name.
+
+        Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` for a name that
+        does not parse as an event in this folder. If the event is due, a run may deliver it
+        meanwhile, and again at the new moment. After any other error both names may be waiting:
+        nothing is lost.
         """
-        due, bucket, key = names.parse(self.prefix, name)
-        moment = names.to_utc(when)
-        new_name = name if moment == due else names.encode(self.prefix, moment, bucket, key)
-
-        def reschedule() -> str:
-            seen = head(self.client, self.bucket, name)
-            if seen is None:
+        due, bucket, key = names.parse(self.folder.prefix, name)
+        moment = _due(when)
+        new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
+        for left in reversed(range(TRIES)):
+            event = self.folder.look(name)
+            if event is None:
                 raise NotScheduled(name)
-            if new_name != name:
-                event = Event(due, bucket, key, name, seen["ContentLength"], seen["ETag"])
-                # What is there already may be another caller's move of this very event.
-                alone = not head(self.client, self.bucket, new_name)
-                move(self.client, self.bucket, event, new_name, withdraw=alone)
-            return new_name
+            if new_name == name:
+                return name
+            try:
+                return self._move(event, new_name)
+            except Gone as gone:
+                raise NotScheduled(name) from gone
+            except Changed:
+                if not left:
+                    raise
+            except ClientError as error:
+                if not left or error_code(error) not in CHANGED:
+                    raise
+        raise AssertionError  # the last round returns or raises
 
-        return _while_others_interfere(reschedule)
+    def _move(self, event: Event, new_name: str) -> str:
+        """Copy and delete. If the source disappears in between, the new name is withdrawn."""
+        # What is there already may be another caller's move of this very event.
+        occupied = self.folder.look(new_name) is not None
+        moved = dataclasses.replace(
+            event, name=new_name, etag=self._copy(event, new_name, occupied)
+        )
+        try:
+            self.folder.delete(event)
+        except Gone as gone:
+            # If boto3 tried twice, its first attempt may have deleted it: the copy is all there is.
+            if not (occupied or was_retried(gone.__cause__)):
+                self.folder.discard(moved)
+                raise
+        except Changed:
+            self.folder.discard(moved)
+            raise
+        return new_name
+
+    def _copy(self, event: Event, new_name: str, *, create: bool) -> str:
+        # Of two that move it there at once, each could take the other's copy for its own.
+        if create and self.folder.can_create:
+            try:
+                return self.folder.copy(event, self.folder.bucket, new_name, create=True)
+            except ClientError as error:
+                # Zenko applies the condition to the source, and so refuses every copy.
+                misread = error_code(error) in CHANGED and not self.folder.look(new_name)
+                if not misread and error_code(error) not in UNSUPPORTED:
+                    raise
+        return self.folder.copy(event, self.folder.bucket, new_name)
 
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
-        """The events with `after <= due < before`, soonest first; None: no bound.
+        """The events with `after <= due < before`, soonest first.
 
-        Lazy: one request for each 1,000 names, none beyond `before`. Bounds are as `when` in
-        `schedule`. Names that are not events are skipped. A name written by hand that stops at
-        the minutes or seconds counts where S3 lists it: at the end of its minute or second.
+        - `after`, `before`: as `when` in `schedule`; None: no bound.
+
+        Lazy: one request for each 1,000 names, none beyond `before`. Names that do not parse as
+        events are skipped. A name written by hand that stops at the minutes or seconds counts where
+        S3 lists it: at the end of its minute or second.
         """
+        prefix = self.folder.prefix
+        first = prefix if after is None else names.lower_bound(prefix, names.to_utc(after))
         bound = (
-            names.end(self.prefix, None)
+            names.upper_bound(prefix, None)
             if before is None
-            else names.start(self.prefix, names.to_utc(before))
+            else names.lower_bound(prefix, names.to_utc(before))
         )
-        # Without `after`, from the digits that every due time begins with.
-        first = self.prefix if after is None else names.start(self.prefix, names.to_utc(after))
-        return self._list(first, bound)
+        for page in self.folder.pages(first, bound):
+            yield from page.events
 
-    def _list(self, first: str, bound: str) -> Iterator[Event]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix, StartAfter=first
+    def failed(self) -> Iterator[Event]:
+        """The events that runs have quarantined, by S3's error code; lazy as `pending`.
+
+        Their names are `<folder>/failed/<code>/<due>|<bucket>|<key>`, which `retry` and `cancel`
+        take.
+        """
+        for page in self.folder.pages(prefix=self.folder.failed_prefix):
+            yield from page.events
+
+    def retry(self, name: str) -> str:
+        """Put a quarantined event back into the folder, for one more try; returns its new name.
+
+        `name` is one from `failed`. Raises `NotScheduled` if it is not there, `AlreadyScheduled` if
+        the same event is waiting again, and `InvalidEvent` for a name that does not parse as an
+        event in this folder.
+        """
+        self.folder.parse(name)
+        event = self.folder.look(name)
+        if event is None:
+            raise NotScheduled(name)
+        new_name = self.folder.original_name(name)
+        if self.folder.look(new_name):
+            raise AlreadyScheduled(new_name)
+        try:
+            self._copy(event, new_name, create=True)
+        except Gone as gone:
+            raise NotScheduled(name) from gone
+        except ClientError as error:
+            if error_code(error) in CHANGED:
+                raise AlreadyScheduled(new_name) from error
+            raise
+        self.folder.discard(event)
+        return new_name
+
+
+def _due(when: When) -> datetime:
+    try:
+        return names.to_utc(when)
+    except ValueError as error:
+        raise InvalidEvent(str(error)) from error
+
+
+def _rest_of(file: IO[bytes]) -> ReadFileChunk:
+    if not seekable(file):
+        raise InvalidEvent(
+            f"{file!r} cannot seek, and replace=False sends the body in one PutObject; "
+            "pass a seekable file or bytes, or leave out replace=False"
         )
-        for page in pages:
-            for entry in page.get("Contents", ()):
-                if entry["Key"] >= bound:
-                    return
-                try:
-                    yield names.event_from(self.prefix, entry)
-                except InvalidEvent:
-                    continue
+    position = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    # Its start is where the file stood: boto3's own retries rewind to the start.
+    return ReadFileChunk(file, end - position, end)
 
 
 def _refuse_unreadable(body: Any) -> None:
@@ -245,15 +305,3 @@ def _refuse_uncopyable(extra_args: Mapping[str, Any]) -> None:
                 f"StorageClass {value!r} archives the object, so a run could never copy it; "
                 "leave it out here, and give it to run_due, for the target"
             )
-
-
-def _while_others_interfere(step: Callable[[], T]) -> T:
-    """Look again, within reason, when S3 says that what was seen has changed meanwhile."""
-    tries = 10
-    while True:
-        try:
-            return step()
-        except ClientError as error:
-            tries -= 1
-            if not tries or error_code(error) not in GONE | CHANGED | CONFLICT:
-                raise

@@ -1,0 +1,133 @@
+"""What an answer of S3, or its absence, means. Pure: no I/O."""
+
+from __future__ import annotations
+
+from botocore import exceptions
+from botocore.exceptions import ClientError, HTTPClientError
+
+from .errors import CopyRefused, SchedulerError
+
+# An answer to HEAD has no body, and so no code but its status.
+GONE = {"NoSuchKey", "404"}
+CHANGED = {"PreconditionFailed", "412"}
+CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+UNSUPPORTED = {"NotImplemented", "501"}
+
+_THROTTLED = frozenset(
+    [
+        "429",
+        "503",
+        "BandwidthLimitExceeded",
+        "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+        "SlowDown",
+        "TooManyRequests",
+        "TooManyRequestsException",
+    ]
+)
+
+# Answers of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_ENVIRONMENT_CODES = frozenset(
+    [
+        "AccountProblem",
+        "AuthFailure",
+        "AuthorizationHeaderMalformed",
+        "BadDigest",
+        "CredentialsNotSupported",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteBody",
+        "IncompleteSignature",
+        "InternalError",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "MissingAuthenticationToken",
+        "NoSuchUpload",
+        "NotSignedUp",
+        "PriorRequestNotComplete",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "TransactionInProgressException",
+        "UnrecognizedClientException",
+        "XAmzContentSHA256Mismatch",
+    ]
+)
+
+# What botocore itself refuses to send: a bucket that has no endpoint.
+_INVALID_TARGET = (
+    exceptions.EndpointProviderError,
+    exceptions.ParamValidationError,
+    exceptions.UnsupportedS3AccesspointConfigurationError,
+    exceptions.UnsupportedS3ArnError,
+    exceptions.UnsupportedS3ConfigurationError,
+)
+
+
+class UnconfirmedAnswer(SchedulerError):
+    """An answer of 200 that lacks what would confirm that S3 did what was asked."""
+
+
+def error_code(error: BaseException | None) -> str:
+    """S3's error code, or this library's; empty if the error has none."""
+    if isinstance(error, ClientError):
+        return error.response.get("Error", {}).get("Code") or ""
+    if isinstance(error, _INVALID_TARGET):
+        return "InvalidTarget"
+    return error.code if isinstance(error, CopyRefused) else ""
+
+
+def http_status(error: BaseException | None) -> int:
+    """The HTTP status of S3's answer; 0 if the error is not an answer."""
+    if not isinstance(error, ClientError):
+        return 0
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def was_retried(error: BaseException | None) -> bool:
+    """True if boto3 sent the request more than once, so that an earlier attempt may have acted."""
+    if not isinstance(error, ClientError):
+        return False
+    return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def is_throttling(error: Exception) -> bool:
+    """True if S3 asked for fewer requests, and says nothing of this one."""
+    code = error_code(error)
+    return code in _THROTTLED or "throttl" in code.lower()
+
+
+def is_transient(error: Exception | None) -> bool:
+    """True if the same request may succeed in a moment."""
+    if not isinstance(error, ClientError):
+        return False
+    return is_throttling(error) or error_code(error) in {"InternalError", "500", *CONFLICT}
+
+
+def is_callers_fault(error: Exception) -> bool:
+    """True if S3 will refuse this event until somebody mends it, its target or a policy."""
+    code, status = error_code(error), http_status(error)
+    if not isinstance(error, ClientError):
+        return bool(code)
+    # An answer without a body has only its status for a code, which tells too little.
+    tells = code not in _ENVIRONMENT_CODES and not code.isdigit() and not is_throttling(error)
+    return tells and status in range(400, 500) and status not in (401, 408, 409, 412, 429)
+
+
+def may_have_arrived(error: Exception) -> bool:
+    """True if a request was sent and its answer, if any, does not tell whether S3 acted."""
+    return isinstance(error, HTTPClientError | UnconfirmedAnswer)
+
+
+def without_traceback(error: Exception) -> Exception:
+    """The error without the frames it came through, whose memory a report would keep."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
