@@ -13,11 +13,9 @@ from support.folder import NOW, WIDTH, lost, opened, out_of_order, repeats, unco
 RUNNER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import sabotage
 from support import fakes3
 from s3_scheduler import Scheduler, run_due
 from datetime import datetime
-sabotage.from_environment()
 url, now = sys.argv[1:]
 client = fakes3.client(url, max_pool_connections={WIDTH})
 run_due(Scheduler("events", "later", client), now=datetime.fromisoformat(now))
