@@ -112,7 +112,7 @@ class Function:
         self.log_file = directory / "log"
         # Without both addresses it listens on all interfaces.
         command = [
-            *(rie, "--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
+            *(str(rie), "--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
             *("--runtime-api-address", f"127.0.0.1:{api_port}"),
             *(sys.executable, "-m", "awslambdaric", "app.handler"),
         ]

@@ -30,8 +30,9 @@ console.log(JSON.stringify(lint(fs.readFileSync(0, "utf8"), process.argv[2])));
 def run(*command: object, **options: Any) -> str:
     words = [str(word) for word in command]
     done = subprocess.run(words, check=False, capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    printed: str = done.stdout
+    assert done.returncode == 0, printed + done.stderr
+    return printed
 
 
 @pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
