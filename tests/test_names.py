@@ -1,6 +1,7 @@
 """The name of an event, version 1: what is kept for ever, and the laws behind it."""
 
 import pickle
+import re
 import string
 from dataclasses import FrozenInstanceError
 from datetime import date, datetime, timedelta, timezone
@@ -13,15 +14,15 @@ from hypothesis import strategies as st
 from s3_scheduler import Event, InvalidEvent
 from s3_scheduler.names import (
     MAX_NAME,
-    encode,
-    end,
-    event_from,
-    failed_name,
+    build,
     folder_prefix,
+    format_due,
+    listed_due,
+    lower_bound,
     parse,
-    share,
-    start,
+    shard_of,
     to_utc,
+    upper_bound,
 )
 
 UTC = timezone.utc
@@ -39,7 +40,7 @@ FOLDERS = st.sampled_from(["later/", "a/b/", "|/", "später/"])
 
 def test_a_name_says_when_and_where():
     """A name is folder, moment in UTC with microseconds, bucket and key, and nothing is escaped."""
-    name = encode("later/", NINE, "shop-emails", "welcome/42.json")
+    name = build("later/", NINE, "shop-emails", "welcome/42.json")
     assert name == "later/2030-01-31T09:00:00.000000Z|shop-emails|welcome/42.json"
 
 
@@ -116,8 +117,8 @@ def test_names_of_version_1(name, event):
         "٢٠٣٠-01-31T09:00Z|b|k",
     ],
 )
-def test_what_is_no_name(rest):
-    """What is not of that form is no event, and the advice shows an event's name."""
+def test_what_is_not_a_name(rest):
+    """A name of any other form is not an event's, and the advice shows one that is."""
     with pytest.raises(InvalidEvent) as caught:
         parse("later/", "later/" + rest)
     assert repr("later/" + rest) in str(caught.value)
@@ -138,14 +139,14 @@ def test_what_is_no_name(rest):
     ],
 )
 def test_a_time_that_does_not_exist(due):
-    """A name with a time that no clock shows is no event."""
+    """A name with a time that no clock shows is not an event's."""
     with pytest.raises(InvalidEvent, match=due.replace("+", r"\+")):
         parse("later/", f"later/{due}|b|k")
 
 
 @pytest.mark.parametrize("name", ["later2/2030-01-31T09:00Z|b|k", "2030-01-31T09:00Z|b|k", ""])
 def test_a_name_outside_the_folder(name):
-    """A name outside the folder is refused with both."""
+    """A name outside the folder is refused, and the error names both."""
     with pytest.raises(InvalidEvent) as caught:
         parse("later/", name)
     assert repr(name) in str(caught.value)
@@ -154,14 +155,14 @@ def test_a_name_outside_the_folder(name):
 
 @given(FOLDERS, MOMENTS, BUCKETS, KEYS)
 def test_round_trip(prefix, due, bucket, key):
-    """What encode takes, parse gives back, for every key that S3 can hold."""
-    assert parse(prefix, encode(prefix, due, bucket, key)) == (due, bucket, key)
+    """Parsing a name gives back what it was built from, for every key that S3 can hold."""
+    assert parse(prefix, build(prefix, due, bucket, key)) == (due, bucket, key)
 
 
 @given(st.lists(st.tuples(MOMENTS, BUCKETS, KEYS), min_size=2, max_size=8))
 def test_order(events):
     """Sorted by their UTF-8 bytes, as S3 lists them, names are in order of their due times."""
-    names = sorted((encode("later/", *event) for event in events), key=str.encode)
+    names = sorted((build("later/", *event) for event in events), key=str.encode)
     dues = [parse("later/", name)[0] for name in names]
     assert dues == sorted(dues)
     assert names == sorted(names)  # the library compares names as str
@@ -169,34 +170,40 @@ def test_order(events):
 
 @given(MOMENTS, st.sampled_from([0, 1, -1]) | st.integers(-(10**12), 10**12), BUCKETS, KEYS)
 def test_bounds(moment, microseconds, bucket, key):
-    """Names from `start` on are of that moment and later, names before `end` are not later."""
+    """Names from the lower bound on are not earlier, and names below the upper one not later."""
     try:
         due = moment + timedelta(microseconds=microseconds)
     except OverflowError:
         return
-    name = encode("later/", due, bucket, key)
-    assert (name >= start("later/", moment)) is (due >= moment)
-    assert (name < end("later/", moment)) is (due <= moment)
-    assert name < end("later/", None)
+    name = build("later/", due, bucket, key)
+    assert (name >= lower_bound("later/", moment)) is (due >= moment)
+    assert (name < upper_bound("later/", moment)) is (due <= moment)
+    assert name < upper_bound("later/", None)
 
 
 @pytest.mark.parametrize("due", ["2030-01-31T09:00Z", "2030-01-31T09:00:00Z"])
 def test_a_short_name_counts_where_s3_lists_it(due):
-    """A time that stops early sorts after all of its minute or second: it is due a bit late."""
+    """A time that stops early sorts after all of its minute or second, so it is due a bit late."""
     name = f"later/{due}|b|k"
-    assert name > end("later/", NINE)
-    assert name < end("later/", NINE + timedelta(minutes=1))
+    assert name > upper_bound("later/", NINE)
+    assert name < upper_bound("later/", NINE + timedelta(minutes=1))
 
 
-@given(FOLDERS, MOMENTS, BUCKETS, KEYS)
-def test_failed_names(prefix, due, bucket, key):
-    """Under `failed/` the name is whole, sorts after every due time, and is no event."""
-    name = encode(prefix, due, bucket, key)
-    failed = failed_name(prefix, name)
-    assert failed == f"{prefix}failed/{name[len(prefix) :]}"
-    assert failed > end(prefix, None) > name
-    with pytest.raises(InvalidEvent):
-        parse(prefix, failed)
+@pytest.mark.parametrize(
+    ("written", "listed"),
+    [
+        ("2030-01-31T09:00Z", NINE + timedelta(minutes=1)),
+        ("2030-01-31T09:00:07Z", NINE + timedelta(seconds=8)),
+        ("2030-01-31T09:00:07.5Z", NINE + timedelta(seconds=7, milliseconds=600)),
+        ("2030-01-31T09:00:07.500000Z", NINE + timedelta(seconds=7, microseconds=500_001)),
+    ],
+)
+def test_where_a_short_name_is_listed(written, listed):
+    """A name is listed before the end of the minute, second or fraction that it stops at."""
+    name = f"later/{written}|b|k"
+    event = Event(*parse("later/", name), name, 0, "")
+    assert listed_due("later/", event) == listed
+    assert lower_bound("later/", event.due) < name < lower_bound("later/", listed)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +223,11 @@ def test_a_folder_in_all_its_spellings(folder, prefix):
 
 
 @pytest.mark.parametrize("folder", ["", "/", "///"])
-def test_no_folder(folder):
-    """A folder is never empty: the advice names one."""
-    with pytest.raises(InvalidEvent, match=rf"'{folder}' is empty.*'later'"):
+def test_an_empty_folder(folder):
+    """An empty folder is refused, and the advice names one."""
+    with pytest.raises(ValueError, match=rf"'{folder}' is empty.*'later'") as caught:
         folder_prefix(folder)
+    assert not isinstance(caught.value, InvalidEvent)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +253,11 @@ def test_when(when):
     assert to_utc(when).utcoffset() == timedelta(0)
 
 
+def test_due_times_are_of_one_width():
+    """A due time always has its microseconds, which `isoformat` would drop when they are zero."""
+    assert format_due(NINE) == "2030-01-31T09:00:00.000000Z"
+
+
 def test_when_from_now():
     """A timedelta counts from now."""
     before = datetime.now(UTC)
@@ -253,7 +266,7 @@ def test_when_from_now():
 
 
 def test_a_repeated_hour():
-    """Of the hour that a clock shows twice, `fold` tells which: they are two moments."""
+    """An hour that a clock shows twice is two moments, and `fold` tells which."""
     zone = gettz("Europe/Berlin")
     first = datetime(2030, 10, 27, 2, 30, tzinfo=zone)
     assert to_utc(first) == datetime(2030, 10, 27, 0, 30, tzinfo=UTC)
@@ -284,46 +297,46 @@ def test_a_repeated_hour():
         ("9999-12-31T24:00Z", "years 1 to 9999"),
     ],
 )
-def test_no_moment(when, advice):
-    """What is no certain moment is refused, with the value and what would be right."""
-    with pytest.raises(InvalidEvent) as caught:
+def test_what_is_not_a_moment(when, advice):
+    """What is not one moment is refused, with the value and what would be right."""
+    with pytest.raises(ValueError, match=re.escape(advice)) as caught:
         to_utc(when)
+    assert not isinstance(caught.value, InvalidEvent)
     assert repr(when) in str(caught.value)
-    assert advice in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "bucket", ["", "a|b", "a b", "a/b", "münchen", "b" * 256, "arn:", "arn:aws:s3:::b", "a\n"]
 )
-def test_no_bucket(bucket):
-    """What S3 does not take as a bucket is refused, and so is a bar in one."""
+def test_what_is_not_a_bucket(bucket):
+    """A bucket that S3 would not take is refused, and so is a bar in one."""
     with pytest.raises(InvalidEvent, match=r"is not a bucket; pass its name, or the ARN") as caught:
-        encode("later/", NINE, bucket, "k")
+        build("later/", NINE, bucket, "k")
     assert repr(bucket) in str(caught.value)
 
 
-def test_no_key():
+def test_an_empty_key():
     """An empty key is refused."""
     with pytest.raises(InvalidEvent, match="the key is empty"):
-        encode("later/", NINE, "b", "")
+        build("later/", NINE, "b", "")
 
 
-def test_a_key_that_is_no_text():
+def test_a_key_that_is_not_text():
     """Half a surrogate pair has no UTF-8, so S3 cannot hold it."""
     with pytest.raises(InvalidEvent, match="UTF-8") as caught:
-        encode("later/", NINE, "b", "broken \ud83d")
+        build("later/", NINE, "b", "broken \ud83d")
     assert repr("broken \ud83d") in str(caught.value)
 
 
 @pytest.mark.parametrize("character", ["k", "é", "😀"])
 def test_the_longest_name(character):
     """A name has at most 1,024 bytes of UTF-8; one more is refused with both numbers."""
-    room = MAX_NAME - len(encode("later/", NINE, "b", "k")) + 1
+    room = MAX_NAME - len(build("later/", NINE, "b", "k")) + 1
     count, rest = divmod(room, len(character.encode()))
     key = character * count + "x" * rest
-    assert len(encode("later/", NINE, "b", key).encode()) == 1024
+    assert len(build("later/", NINE, "b", key).encode()) == 1024
     with pytest.raises(InvalidEvent, match=r"1025 bytes of UTF-8 and S3 takes 1024.* 1 bytes"):
-        encode("later/", NINE, "b", key + "x")
+        build("later/", NINE, "b", key + "x")
 
 
 @pytest.mark.parametrize(
@@ -335,31 +348,24 @@ def test_the_longest_name(character):
         ("b", "c|d\n😀", 0, 888),
     ],
 )
-def test_shares_of_version_1(bucket, key, of_4, of_1000):
-    """These targets are in these shares for ever, on all machines, or runners would overlap."""
-    assert (share(bucket, key, 4), share(bucket, key, 1000)) == (of_4, of_1000)
+def test_shards_of_version_1(bucket, key, of_4, of_1000):
+    """These targets are in these shards for ever, on all machines, or runners would overlap."""
+    assert (shard_of(bucket, key, 4), shard_of(bucket, key, 1000)) == (of_4, of_1000)
 
 
 @given(BUCKETS, KEYS, st.integers(1, 10_000))
-def test_each_target_is_in_one_share(bucket, key, shards):
-    """A target is in exactly one of the shares, whatever its due time."""
-    assert 0 <= share(bucket, key, shards) < shards
-    assert share(bucket, key, 1) == 0
+def test_each_target_is_in_one_shard(bucket, key, shards):
+    """A target is in exactly one shard, whatever its due time."""
+    assert 0 <= shard_of(bucket, key, shards) < shards
+    assert shard_of(bucket, key, 1) == 0
 
 
-def test_shares_are_even():
-    """Shares are of about one size."""
+def test_shards_are_even():
+    """Shards are of about one size."""
     sizes = [0] * 8
     for number in range(8_000):
-        sizes[share("b", f"welcome/{number}.json", 8)] += 1
+        sizes[shard_of("b", f"welcome/{number}.json", 8)] += 1
     assert all(800 < size < 1200 for size in sizes)
-
-
-def test_an_entry_of_a_listing():
-    """An event tells when it is due, where it goes, its name, size in bytes and ETag."""
-    name = "later/2030-01-31T09:00:00.000000Z|shop-emails|welcome/42.json"
-    event = event_from("later/", {"Key": name, "Size": 12, "ETag": '"e"'})
-    assert event == Event(NINE, "shop-emails", "welcome/42.json", name, 12, '"e"')
 
 
 def test_events_are_values():
