@@ -22,22 +22,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .names import Event
 
-MAX_BACKLOG = 1_000
-"""Events read and not begun at which a run reads no more of them."""
-MAX_FOR_ONE_TARGET = 100
-"""Of these, those that wait behind another for the same bucket and key."""
-MAX_FAILURES = 8
-"""Failures in a row that shut a lane which has delivered nothing in this run."""
-MAX_REFUSALS = 100
-"""Failures in a row that shut a lane which has: some of its keys may be denied, and others not."""
-MAX_UNANSWERED = 100
-"""Copies to one bucket that were sent and never answered, and so may be delivered again."""
-MAX_BLOCKED = 10_000
-"""Targets remembered because an event for them stays in the folder; beyond, lanes are shut."""
-PROMPT = 0.25
-"""Seconds within which a bucket answers that is worth waiting for before more is read."""
-SILENCE = 1.0
-"""Seconds without any answer after which a bucket's copies no longer use up the width."""
+MAX_BACKLOG = 1_000  # events read and not begun at which a run reads no more of them
+MAX_FOR_ONE_TARGET = 100  # events that wait behind another for the same bucket and key
+MAX_FAILURES = 8  # in a row, that shut a lane which has delivered nothing in this run
+MAX_REFUSALS = 100  # the same for a lane which has: some keys may be denied, and others not
+MAX_UNANSWERED = 100  # copies to one bucket that S3 never answered: they may be delivered twice
+MAX_BLOCKED = 10_000  # targets remembered because an event stays; beyond, their lanes are shut
+PROMPT = 0.25  # seconds within which a bucket answers that is worth waiting for before reading on
+SILENCE = 1.0  # seconds without an answer after which a bucket's copies use up no more width
 
 
 @dataclass(slots=True)
@@ -62,12 +54,9 @@ class _Lane:
     unanswered: int = 0
     shut: bool = False
 
-    left_out: str | None = None  # the first name for which there was no room
+    left_out: str = ""  # the first name for which there was no room
     full: bool = False  # it takes nothing until the listing returns to `left_out`
     overfull: set[str] = field(default_factory=set)  # keys that take nothing until then
-
-    def leave_out(self, name: str) -> None:
-        self.left_out = name if self.left_out is None else min(self.left_out, name)
 
 
 class Backlog:
@@ -84,15 +73,16 @@ class Backlog:
         self.in_flight = 0
         self.surveyed = False
         """The listing has come to its end once: all there is to read again was left out."""
-        self.skipped = False
-        """An event was left for the next run because an earlier one for its target stays."""
+        self._skipped = False  # an event is left for the next run, as an earlier one stays
         self._lanes: dict[str, _Lane] = {}
         self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
         self._future: list[tuple[str, Event]] = []  # a heap by name: not due yet
         self._waiting = 0  # in all lanes
         self._blocked = 0  # targets, in all lanes
         self._names: set[str] = set()  # of all events that are waiting or begun
-        self._left: set[str] = set()  # names that left since a listing was asked for
+        self._gaps: dict[str, _Lane] = {}  # lanes with `left_out`
+        self._active: dict[str, _Lane] = {}  # lanes with copies in flight
+        self._left: set[str] = set()  # names that left, and may be in a page under way
         self._resumed: list[_Lane] = []  # lanes for which the listing has returned
 
     def __len__(self) -> int:
@@ -101,8 +91,7 @@ class Backlog:
     @property
     def unfinished(self) -> bool:
         """Events are left for the next run."""
-        left_out = any(lane.left_out is not None for lane in self._lanes.values())
-        return self.skipped or left_out or bool(self._waiting) or not self.surveyed
+        return bool(self._gaps) or self._skipped or self._waiting > 0 or not self.surveyed
 
     # Reading: which names the listing is to give next
 
@@ -122,18 +111,11 @@ class Backlog:
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
-        for shut in (False, True):
-            wanted = [
-                lane.left_out
-                for lane in self._lanes.values()
-                if lane.left_out is not None and lane.shut == shut and self._can_resume(lane)
-            ]
-            if wanted:
-                return min(wanted)[:-1]
-        return None
+        gaps = [(lane.shut, lane.left_out) for lane in self._gaps.values() if self._resumes(lane)]
+        return min(gaps)[1][:-1] if gaps else None
 
-    def _can_resume(self, lane: _Lane) -> bool:
-        drains = lane.refused and (lane.left_out or "") < self.expired
+    def _resumes(self, lane: _Lane) -> bool:
+        drains = lane.refused and lane.left_out < self.expired
         return lane.waiting < MAX_FOR_ONE_TARGET // 2 and (drains or not lane.shut)
 
     def _has_room(self) -> bool:
@@ -160,29 +142,29 @@ class Backlog:
             dropped.update(event.name for event in queue if event.name >= first)
             queue[:] = [event for event in queue if event.name not in dropped]
         if dropped:
-            lane.leave_out(min(dropped))
+            self._leave_out(lane, min(dropped))
             lane.full = True
         lane.waiting -= len(dropped)
         self._waiting -= len(dropped)
         self._names -= dropped
 
-    def ask_for_page(self) -> None:
-        """A listing is asked for; names that leave from now on may still be in its answer."""
-        self._left.clear()
+    def _leave_out(self, lane: _Lane, name: str) -> None:
+        lane.left_out = min(lane.left_out or name, name)
+        self._gaps[lane.bucket] = lane
 
     def open_page(self, after: str, last: str | None) -> None:
         """The names after `after` come next, up to `last`; None: to the end."""
         self._resumed = [
             lane
-            for lane in self._lanes.values()
+            for lane in self._gaps.values()
             if self.surveyed
-            and lane.left_out is not None
+            and self._resumes(lane)
             and after < lane.left_out
-            and (last is None or lane.left_out <= last)
-            and self._can_resume(lane)
+            and (last is None or lane.left_out <= last or lane.left_out[:-1] == after)
         ]
         for lane in self._resumed:
-            lane.left_out, lane.full = None, False
+            del self._gaps[lane.bucket]
+            lane.left_out, lane.full = "", False
             lane.overfull.clear()
 
     def add(self, event: Event) -> None:
@@ -191,14 +173,14 @@ class Backlog:
             return
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
         if hash(event.key) in lane.blocked:
-            self.skipped = True
+            self._skipped = True
         elif lane.full or event.key in lane.overfull:
-            lane.leave_out(event.name)
+            self._leave_out(lane, event.name)
         elif lane.shut and not (lane.refused and event.name < self.expired):
-            lane.leave_out(event.name)
+            self._leave_out(lane, event.name)
             lane.full = True
         elif len(lane.behind.get(event.key, ())) >= MAX_FOR_ONE_TARGET:
-            lane.leave_out(event.name)
+            self._leave_out(lane, event.name)
             lane.overfull.add(event.key)
         else:
             self._names.add(event.name)
@@ -231,13 +213,14 @@ class Backlog:
     def close_page(self, last: str | None) -> None:
         """All names up to `last` were given; None: to the end."""
         self._left.clear()
-        if last is not None and self.surveyed:
+        if last is None:
+            self.surveyed = True
+        elif self.surveyed:
             for lane in self._resumed:
-                lane.leave_out(last + "\0")
-        self.surveyed = self.surveyed or last is None
+                self._leave_out(lane, last + "\0")
         if self.surveyed:
-            for lane in self._lanes.values():
-                lane.full = lane.left_out is not None
+            for lane in self._gaps.values():
+                lane.full = True
 
     # Copying: who may go next, and what became of it
 
@@ -258,6 +241,7 @@ class Backlog:
             event = self._take(lane)
             if not lane.in_flight:
                 lane.heard = now
+                self._active[lane.bucket] = lane
             lane.in_flight += 1
             self.in_flight += 1
             self._enter(lane)
@@ -268,7 +252,7 @@ class Backlog:
         """Copies in flight, without those for silent buckets, up to another width of them."""
         if self.in_flight < self.width:
             return self.in_flight
-        silent = sum(e.in_flight for e in self._lanes.values() if _is_silent(e, now))
+        silent = sum(e.in_flight for e in self._active.values() if _is_silent(e, now))
         return self.in_flight - min(silent, self.width)
 
     def _rank(self, lane: _Lane, now: float | None = None) -> tuple[int, int, str, str] | None:
@@ -387,7 +371,7 @@ class Backlog:
         """The event stays in the folder: later ones for its target wait for the next run."""
         lane = self._lanes[event.bucket]
         behind = lane.behind.pop(event.key)
-        self.skipped |= bool(behind)
+        self._skipped |= bool(behind)
         lane.waiting -= len(behind)
         self._waiting -= len(behind)
         self._names.difference_update(later.name for later in behind)
@@ -406,6 +390,8 @@ class Backlog:
         lane.in_flight -= 1
         self.in_flight -= 1
         lane.heard = now
+        if not lane.in_flight:
+            del self._active[lane.bucket]
         return lane
 
     def _grow(self, lane: _Lane) -> None:
@@ -426,4 +412,4 @@ class Backlog:
 
 
 def _is_silent(lane: _Lane, now: float) -> bool:
-    return lane.in_flight > 0 and lane.heard is not None and now - lane.heard > SILENCE
+    return lane.in_flight > 0 and now - (lane.heard or 0) > SILENCE

@@ -115,7 +115,8 @@ def _seconds(name: str, duration: float | timedelta) -> float:
 
 
 def _time_limit(limit: float | timedelta) -> float:
-    if limit <= (timedelta() if isinstance(limit, timedelta) else 0):
+    seconds = limit.total_seconds() if isinstance(limit, timedelta) else limit
+    if seconds <= 0:
         raise ValueError(
             f"time_limit {limit!r} leaves no time for any copy; give the run more seconds, "
             "in a Lambda by a longer timeout of the function, or pass None for no limit"
@@ -304,7 +305,6 @@ class Run:
         if not self.reading and self._may_begin() and self.backlog.wants_page():
             after = self.backlog.resume_after() if self.backlog.surveyed else self.position
             self.reading = True
-            self.backlog.ask_for_page()
             self._submit(self._page, self._take_page, after)
 
     def _page(self, after: str) -> Page:
