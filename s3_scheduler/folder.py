@@ -62,17 +62,21 @@ RESEND_AFTER = (0.2, 0.4, 0.8, 1.6, 1.6, 1.6)
 """Seconds before what S3 could not delete is sent again: boto3 tries whole requests again, but not
 what DeleteObjects reports of a single key."""
 
+CONFLICT_AFTER = (0.1, 0.2, 0.4, 0.8)
+"""Seconds before a request is sent again that met another write of the same key."""
+
 
 class Gone(Exception):
     """The object is not there any more; S3 said so twice."""
 
 
 class Changed(Exception):
-    """The object was replaced; `event` is what is there now."""
+    """The object was replaced; `event` is what is there now, and `error` what S3 answered."""
 
-    def __init__(self, event: Event) -> None:
-        super().__init__(event)
+    def __init__(self, event: Event, error: ClientError) -> None:
+        super().__init__(event, error)
         self.event = event
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +129,11 @@ class Folder:
 
     def check_copy_arguments(self, extra_args: Mapping[str, Any]) -> None:
         """Raise `ValueError` for arguments that boto3 does not take for a copy."""
-        shape = self.client.meta.service_model.operation_model("CopyObject").input_shape
+        target = {"Bucket": "bucket", "Key": "key", "CopySource": "bucket/key"}
         try:
-            validate_parameters(
-                {"Bucket": "bucket", "Key": "key", "CopySource": "bucket/key", **extra_args}, shape
-            )
+            validate_parameters({**target, **extra_args}, self._copy_shape)
         except ParamValidationError as error:
-            raise ValueError(
-                f"extra_args {dict(extra_args)!r} are not for a copy: {error}"
-            ) from error
+            raise ValueError(f"extra_args holds what no copy takes: {error}") from error
 
     # Names
 
@@ -227,14 +227,12 @@ class Folder:
             return None
         if there["ETag"] == event.etag:
             return True
-        # ETags tell nothing of objects in parts or encrypted by KMS:
+        # The ETags of objects in parts, or encrypted by KMS, do not tell:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-        here = self._head(self.bucket, event.name)
-        tell = "-" not in there["ETag"] + event.etag and not any(
-            head.get("ServerSideEncryption", "").startswith("aws:kms")
-            for head in (here or {}, there)
-        )
-        return not tell and there["ContentLength"] == event.size
+        here: Any = self._head(self.bucket, event.name) or {}
+        kms = any("kms" in head.get("ServerSideEncryption", "") for head in (here, there))
+        in_parts = "-" in there["ETag"] + event.etag
+        return (kms or in_parts) and there["ContentLength"] == event.size
 
     def _believe(self, event: Event, error: ClientError) -> NoReturn:
         """Raise what a refusal means. Some stores answer 404 or 412 wrongly, so look first."""
@@ -243,7 +241,7 @@ class Folder:
             if now is None:
                 raise Gone from error
             if now.etag != event.etag:
-                raise Changed(now) from error
+                raise Changed(now, error) from error
         raise error
 
     # Writing
@@ -399,7 +397,7 @@ class Folder:
 
 def _despite_conflicts(send: Callable[[], T]) -> T:
     """Send it again, within reason, when S3 says that another write is under way."""
-    for pause in (0.1, 0.2, 0.4, 0.8):
+    for pause in CONFLICT_AFTER:
         try:
             return send()
         except ClientError as error:

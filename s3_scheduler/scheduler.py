@@ -163,7 +163,9 @@ class Scheduler:
         due, bucket, key = names.parse(self.folder.prefix, name)
         moment = _due(when)
         new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
-        for left in reversed(range(TRIES)):
+        left = TRIES
+        while True:
+            left -= 1
             event = self.folder.look(name)
             if event is None:
                 raise NotScheduled(name)
@@ -173,21 +175,19 @@ class Scheduler:
                 return self._move(event, new_name)
             except Gone as gone:
                 raise NotScheduled(name) from gone
-            except Changed:
+            except Changed as changed:
                 if not left:
-                    raise
+                    raise changed.error from None
             except ClientError as error:
                 if not left or error_code(error) not in CHANGED:
                     raise
-        raise AssertionError  # the last round returns or raises
 
     def _move(self, event: Event, new_name: str) -> str:
         """Copy and delete. If the source disappears in between, the new name is withdrawn."""
         # What is there already may be another caller's move of this very event.
         occupied = self.folder.look(new_name) is not None
-        moved = dataclasses.replace(
-            event, name=new_name, etag=self._copy(event, new_name, occupied)
-        )
+        etag = self._copy(event, new_name, create=not occupied)
+        moved = dataclasses.replace(event, name=new_name, etag=etag)
         try:
             self.folder.delete(event)
         except Gone as gone:
@@ -228,8 +228,7 @@ class Scheduler:
             if before is None
             else names.lower_bound(prefix, names.to_utc(before))
         )
-        for page in self.folder.pages(first, bound):
-            yield from page.events
+        return (event for page in self.folder.pages(first, bound) for event in page.events)
 
     def failed(self) -> Iterator[Event]:
         """The events that runs have quarantined, by S3's error code; lazy as `pending`.
@@ -237,8 +236,8 @@ class Scheduler:
         Their names are `<folder>/failed/<code>/<due>|<bucket>|<key>`, which `retry` and `cancel`
         take.
         """
-        for page in self.folder.pages(prefix=self.folder.failed_prefix):
-            yield from page.events
+        pages = self.folder.pages(prefix=self.folder.failed_prefix)
+        return (event for page in pages for event in page.events)
 
     def retry(self, name: str) -> str:
         """Put a quarantined event back into the folder, for one more try; returns its new name.
@@ -258,6 +257,8 @@ class Scheduler:
             self._copy(event, new_name, create=True)
         except Gone as gone:
             raise NotScheduled(name) from gone
+        except Changed:
+            return self.retry(name)
         except ClientError as error:
             if error_code(error) in CHANGED:
                 raise AlreadyScheduled(new_name) from error
