@@ -50,6 +50,13 @@ class Report:
     max_lateness: timedelta
     """How late the latest delivery was when S3 confirmed it; zero if there was none."""
 
+    def __str__(self) -> str:
+        return (
+            f"copied {self.copied} delivered_before {self.delivered_before} failed {self.failed} "
+            f"invalid {self.invalid} unfinished {self.unfinished:d} "
+            f"max_lateness {self.max_lateness.total_seconds():.3f}"
+        )
+
     def raise_for_failures(self) -> None:
         """Raise `RunFailed`, which carries this report, if anything failed.
 
@@ -106,13 +113,5 @@ class Tally:
 
     def report(self, *, unfinished: bool) -> Report:
         """What was counted."""
-        return Report(
-            self.copied,
-            self.delivered_before,
-            self.failed,
-            tuple(self.failures),
-            self.invalid,
-            tuple(self.invalid_names),
-            unfinished,
-            self.max_lateness,
-        )
+        lists = {"failures": tuple(self.failures), "invalid_names": tuple(self.invalid_names)}
+        return Report(**{**vars(self), **lists, "unfinished": unfinished})

@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-FIRST_PAGE = 100
-"""Names that a run reads at first: parsing 1,000 takes boto3 some 60 ms of CPU."""
-POLL = 0.1
-"""Seconds between two questions to `stop` while a run waits."""
+FIRST_PAGE = 100  # names that a run reads at first: parsing 1,000 takes boto3 60 ms of CPU
+POLL = 0.1  # seconds between two questions to `stop` while a run waits
 
 
 def run_due(
@@ -234,18 +232,7 @@ class Run:
         if self.error:
             raise self.error
         report = self.tally.report(unfinished=self.changed or self.backlog.unfinished)
-        logger.info(
-            "run_due s3://%s/%s copied %d delivered_before %d failed %d invalid %d unfinished %d "
-            "max_lateness %.3f",
-            self.folder.bucket,
-            self.folder.prefix,
-            report.copied,
-            report.delivered_before,
-            report.failed,
-            report.invalid,
-            report.unfinished,
-            report.max_lateness.total_seconds(),
-        )
+        logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report
 
     def _goes_on(self) -> bool:
