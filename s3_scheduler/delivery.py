@@ -95,7 +95,7 @@ class Delivery:
                 if self._was_delivered(event):
                     return Copied(event, before=True)
                 if not left:
-                    raise
+                    raise _with_advice(error) from error
         raise AssertionError  # the last round returns or raises
 
     def _check_target(self, event: Event) -> None:
@@ -136,7 +136,7 @@ class Delivery:
 
 def _with_advice(error: ClientError) -> ClientError:
     """Say what a refusal may be about that a store gives which does not know the condition."""
-    if error_code(error) not in UNSUPPORTED and http_status(error) != 400:  # noqa: PLR2004
+    if error_code(error) not in UNSUPPORTED | CHANGED and http_status(error) != 400:  # noqa: PLR2004
         return error
     advice = (
         "once=True needs a store that takes If-None-Match on copies; "

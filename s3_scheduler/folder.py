@@ -229,7 +229,9 @@ class Folder:
             return True
         # The ETags of objects in parts, or encrypted by KMS, do not tell:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-        here: Any = self._head(self.bucket, event.name) or {}
+        here: Any = self._head(self.bucket, event.name)
+        if here is None:
+            raise Gone
         kms = any("kms" in head.get("ServerSideEncryption", "") for head in (here, there))
         in_parts = "-" in there["ETag"] + event.etag
         return (kms or in_parts) and there["ContentLength"] == event.size

@@ -62,7 +62,8 @@ def copy(
         for name in ("CopySourceIfMatch", "ExpectedSourceBucketOwner")
         if name in extra
     }
-    to_target: Any = {k: extra[k] for k in ("ExpectedBucketOwner", "RequestPayer") if k in extra}
+    of_target = ("ExpectedBucketOwner", "RequestPayer")
+    to_target: Any = {name: extra.pop(name) for name in of_target if name in extra}
     to_target |= target
     description = _description(client, source, extra, from_source.get("ExpectedSourceBucketOwner"))
     upload = client.create_multipart_upload(**description, **to_target)
