@@ -1,0 +1,76 @@
+"""A clock that jumps where a run waits, and a run that is given it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from s3_scheduler.runner import Clock, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3_scheduler import Report, Scheduler
+
+
+class FakeClock(Clock):
+    """Time stands still while requests are under way, and jumps when nothing is left but to wait.
+
+    So each request acts at the moment of the clock at which it was sent, on any machine.
+    """
+
+    def __init__(self, now: datetime) -> None:
+        self.began = now
+        self.seconds = 0.0  # since then
+        self.waits: list[float] = []  # how long each wait was to be
+        self._actions: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self.is_busy: Callable[[], object] = lambda: False
+
+    def elapsed(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return self.began + timedelta(seconds=self.seconds)
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        """Call something while a run waits, so many seconds after the clock began."""
+        heapq.heappush(self._actions, (seconds, next(self._numbers), action))
+
+    def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
+        if self.is_busy() or not queue.empty():
+            return queue.get(timeout=60)
+        assert timeout is not None, "nothing is under way, and nothing would end the wait"
+        self.waits.append(timeout)
+        end = self.seconds + timeout
+        while self._actions and self._actions[0][0] <= end:
+            seconds, _, action = heapq.heappop(self._actions)
+            self.seconds = max(self.seconds, seconds)
+            action()
+        self.seconds = end
+        raise Empty
+
+
+def new_run(scheduler: Scheduler, clock: FakeClock, **options: Any) -> Run:
+    """Make a run by that clock; options as `run_due` takes them, durations in seconds."""
+    defaults: dict[str, Any] = {
+        "ahead": 0.0,
+        "time_limit": None,
+        "retry_for": 86_400.0,
+        "once": False,
+        "target_buckets": None,
+        "shard": (0, 1),
+        "extra_args": {},
+        "stop": None,
+    }
+    run = Run(scheduler.folder, clock=clock, **{**defaults, **options})
+    clock.is_busy = lambda: run.in_flight
+    return run
+
+
+def run_by(scheduler: Scheduler, clock: FakeClock, **options: Any) -> Report:
+    """Run to the end by that clock, and report."""
+    return new_run(scheduler, clock, **options).work()
