@@ -251,11 +251,15 @@ class Folder:
     def put(self, name: str, body: Any, extra_args: Mapping[str, Any], *, create: bool) -> None:
         """Write an object in one request; with `create` S3 answers 412 if it exists."""
         condition: Any = {"IfNoneMatch": "*"} if create else {}
-        _despite_conflicts(
-            lambda: self.client.put_object(
+
+        def send() -> None:
+            if hasattr(body, "seek"):
+                body.seek(0)  # an earlier attempt has read it
+            self.client.put_object(
                 Bucket=self.bucket, Key=name, Body=body, **condition, **extra_args
             )
-        )
+
+        _despite_conflicts(send)
 
     def upload(self, name: str, file: IO[bytes], extra_args: Mapping[str, Any]) -> None:
         """Write a file of any size, which is never held in memory whole."""
