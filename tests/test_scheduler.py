@@ -1,4 +1,4 @@
-"""What an application does: schedule, cancel, reschedule, and see what is pending."""
+"""What an application does: schedule, cancel, reschedule, retry, and see what is there."""
 
 import io
 import subprocess
@@ -7,21 +7,29 @@ import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 
-from s3_scheduler import AlreadyScheduled, InvalidEvent, NotScheduled, Scheduler, SchedulerError
-from support.fakes3 import Error, FakeS3, Reset, on
+from s3_scheduler import (
+    AlreadyScheduled,
+    InvalidEvent,
+    NotScheduled,
+    Scheduler,
+    SchedulerError,
+    folder,
+)
+from support.fakes3 import Cut, Empty, Error, FakeS3, Html, Reset, on
 
 NINE = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 TEN = NINE + timedelta(hours=1)
 AT_NINE = "later/2030-01-31T09:00:00.000000Z|target|k"
 AT_TEN = "later/2030-01-31T10:00:00.000000Z|target|k"
 SHORT = "later/2030-01-31T09:00Z|target|k"  # written by hand
+FAILED = "later/failed/NoSuchBucket/2030-01-31T09:00:00.000000Z|target|k"
 
 
 @pytest.fixture
@@ -31,10 +39,16 @@ def s3():
         yield s3
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """Send again at once what met another write."""
+    monkeypatch.setattr(folder, "CONFLICT_AFTER", (0.0,) * len(folder.CONFLICT_AFTER))
+
+
 @contextmanager
 def opened(s3, bucket="events", folder="later", **config):
     client = s3.client(**config)
-    yield Scheduler(bucket, folder, client)
+    yield Scheduler(bucket, folder, client=client)
     client.close()
 
 
@@ -86,12 +100,21 @@ def test_folder_spellings(s3, folder):
         (("events", "//"), "the folder '//' is empty"),
         (("events--use1-az4--x-s3", "later"), "'events--use1-az4--x-s3' is a directory bucket"),
         (("ap-abc--use1-az4--xa-s3", "later"), "'ap-abc--use1-az4--xa-s3' is a directory bucket"),
+        (("s3://events", "later"), r"'s3://events' is a URI; pass .*Scheduler\('my-bucket', "),
+        (("events", "s3://events/later"), "'s3://events/later' is a URI; pass bucket and folder"),
     ],
 )
 def test_no_scheduler(arguments, advice):
-    """An empty bucket or folder, and a directory bucket, are refused at once."""
-    with pytest.raises(InvalidEvent, match=advice):
+    """An empty bucket or folder, a URI and a directory bucket are refused at once."""
+    with pytest.raises(ValueError, match=advice) as caught:
         Scheduler(*arguments)
+    assert not isinstance(caught.value, InvalidEvent)
+
+
+def test_the_client_is_named():
+    """The client is keyword-only, so that no third value is taken for one."""
+    with pytest.raises(TypeError, match="positional"):
+        Scheduler("events", "later", None)
 
 
 def test_repr():
@@ -104,13 +127,13 @@ def test_the_default_client_is_made_on_first_use(s3, monkeypatch):
     scheduler = Scheduler("events", "later")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
     scheduler.schedule(NINE, "target", "k", b"body")
-    scheduler.client.close()
+    scheduler.folder.client.close()
     assert contents(s3) == {AT_NINE: b"body"}
 
 
 def test_the_default_client():
     """It gives up after 5 s without a connection, 60 s without a word, and three attempts."""
-    config = Scheduler("events", "later").client.meta.config
+    config = Scheduler("events", "later").folder.client.meta.config
     assert (config.connect_timeout, config.read_timeout) == (5, 60)
     assert config.retries == {"mode": "standard", "total_max_attempts": 3}
     assert config.max_pool_connections == 32
@@ -123,7 +146,7 @@ def test_threads_share_one_client():
 
     def client(_):
         barrier.wait()
-        return scheduler.client
+        return scheduler.folder.client
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(client, range(8)))) == 1
@@ -298,7 +321,7 @@ client = boto3.client(
     "s3", endpoint_url=url, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
     config=Config(proxies={}),
 )
-scheduler = Scheduler(bucket, "later", client)
+scheduler = Scheduler(bucket, "later", client=client)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 body = Noughts() if kind == "unseekable" else SeekableNoughts()
@@ -358,7 +381,7 @@ def test_replace_false(s3, scheduler):
 
 def test_replace_false_race(seaweed_client, bucket):
     """Of writers who race with replace=False, exactly one wins, and its content stays."""
-    scheduler = Scheduler(bucket, "later", seaweed_client)
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
 
     def schedule(number):
         try:
@@ -386,11 +409,11 @@ def test_replace_false_meets_a_write_under_way(s3, scheduler, body):
 
 
 def test_replace_false_gives_up(s3, scheduler):
-    """Ten such answers are S3's last word."""
+    """Five such answers are S3's last word."""
     s3.fault = on("PutObject", *[CONFLICT] * 99)
     with pytest.raises(ClientError, match="ConditionalRequestConflict"):
         scheduler.schedule(NINE, "target", "k", b"body", replace=False)
-    assert s3.count() == Counter(PutObject=10)
+    assert s3.count() == Counter(PutObject=5)
 
 
 @pytest.mark.parametrize("replace", [True, False])
@@ -450,13 +473,38 @@ def test_extra_args_are_not_changed(s3, scheduler):
     assert {obj.headers["content-type"] for obj in s3.buckets["events"].values()} == {"text/plain"}
 
 
+# --- event_name -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [NINE, "2030-01-31T10:00+01:00"])
+def test_event_name(s3, scheduler, when):
+    """It is what `schedule` returns, and nothing is sent."""
+    name = scheduler.event_name(when, "target", "k|l")
+    assert s3.count() == Counter()
+    assert scheduler.schedule(when, "target", "k|l", b"") == name
+
+
+@pytest.mark.parametrize("when", [timedelta(hours=1), None])
+def test_an_event_name_is_of_an_absolute_moment(scheduler, when):
+    """A timedelta is a new moment each time, so it names no event."""
+    with pytest.raises(InvalidEvent, match=r"not an absolute moment.* '2030-01-31T09:00:00Z'"):
+        scheduler.event_name(when, "target", "k")
+
+
+def test_an_event_name_needs_no_client():
+    """No client is made for it, and so no region or credentials are looked for."""
+    scheduler = Scheduler("events", "later")
+    assert scheduler.event_name(NINE, "target", "k") == AT_NINE
+
+
 # --- Bad input ------------------------------------------------------------------------------------
 
 CALLS = {
     "schedule": lambda scheduler, when: scheduler.schedule(when, "target", "k", b""),
+    "event_name": lambda scheduler, when: scheduler.event_name(when, "target", "k"),
     "reschedule": lambda scheduler, when: scheduler.reschedule(AT_NINE, when),
-    "pending after": lambda scheduler, when: scheduler.pending(after=when),
-    "pending before": lambda scheduler, when: scheduler.pending(before=when),
+    "pending after": lambda scheduler, when: next(scheduler.pending(after=when)),
+    "pending before": lambda scheduler, when: next(scheduler.pending(before=when)),
 }
 
 
@@ -467,17 +515,17 @@ CALLS = {
         (datetime(2030, 1, 31, 9), "no time zone"),  # noqa: DTZ001
         ("2030-01-31T09:00:00", "no time zone"),
         ("tomorrow", "not an ISO 8601 time"),
-        (date(2030, 1, 31), "not a moment"),
-        (1896080400, "not a moment"),
-        (timedelta.max, "outside the years 1 to 9999"),
+        (date(2030, 1, 31), "is not an? .*moment"),
+        (1896080400, "is not an? .*moment"),
+        ("0001-01-01T00:00+01:00", "outside the years 1 to 9999"),
     ],
 )
 def test_no_moment(s3, scheduler, call, when, advice):
-    """Whoever takes a moment refuses one that is none, or ambiguous, before anything is sent."""
-    with pytest.raises(InvalidEvent, match=advice) as caught:
+    """What is not one moment is refused before anything is sent: no event can be due then."""
+    with pytest.raises(ValueError, match=advice) as caught:
         CALLS[call](scheduler, when)
     assert repr(when) in str(caught.value)
-    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, InvalidEvent) is not call.startswith("pending")
     assert s3.count() == Counter()
 
 
@@ -494,9 +542,12 @@ def test_no_moment(s3, scheduler, call, when, advice):
     ],
 )
 def test_no_target(s3, scheduler, bucket, key, advice, replace):
-    """A target that is none, or too long, is refused before anything is written."""
-    with pytest.raises(InvalidEvent, match=advice):
+    """A target that cannot be one, or is too long, is refused before anything is written."""
+    with pytest.raises(InvalidEvent, match=advice) as caught:
         scheduler.schedule(NINE, bucket, key, b"", replace=replace)
+    with pytest.raises(InvalidEvent) as same:
+        scheduler.event_name(NINE, bucket, key)
+    assert str(same.value) == str(caught.value)
     assert s3.count() == Counter()
 
 
@@ -509,12 +560,14 @@ def test_no_target(s3, scheduler, bucket, key, advice, replace):
         "2030-01-31T09:00:00.000000Z|target|k",
         "/later/2030-01-31T09:00:00.000000Z|target|k",
         "later/failed/2030-01-31T09:00:00.000000Z|target|k",
+        "later/failed/NoSuchBucket/note.txt",
         "later/note.txt",
         "later/2030-02-30T09:00:00.000000Z|target|k",
     ],
 )
 @pytest.mark.parametrize(
-    "call", [Scheduler.cancel, lambda scheduler, name: scheduler.reschedule(name, TEN)]
+    "call",
+    [Scheduler.cancel, lambda scheduler, name: scheduler.reschedule(name, TEN), Scheduler.retry],
 )
 def test_no_name(s3, scheduler, call, name):
     """What is not the name of an event of this folder is refused, before anything is sent."""
@@ -552,7 +605,7 @@ def test_cancel(s3, scheduler, conditions):
 
 def test_cancel_on_a_real_server(seaweed_client, bucket):
     """So it is on a real server."""
-    scheduler = Scheduler(bucket, "later", seaweed_client)
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
     name = scheduler.schedule(NINE, "target", "k|\n😀", b"body")
     assert scheduler.cancel(name) is True
     assert scheduler.cancel(name) is False
@@ -589,14 +642,24 @@ def test_cancel_looks_again(s3, scheduler):
     assert s3.count() == Counter(HeadObject=3, DeleteObject=3)
 
 
-def test_cancel_gives_up(s3, scheduler):
-    """What is replaced ever again stays, and S3's last answer is raised."""
-    s3.put("events", AT_NINE, b"0")
-    replacements = [lambda n=n: s3.put("events", AT_NINE, b"%d" % n) for n in range(1, 100)]
-    before_each(s3, "DeleteObject", *replacements)
+@pytest.mark.parametrize("name", [AT_NINE, FAILED])
+def test_cancel_believes_no_412_without_a_look(s3, scheduler, name):
+    """A refusal because of an ETag that has not changed is raised, for nothing was removed."""
+    s3.put("events", name)
+    s3.fault = on("DeleteObject", Error(412, "PreconditionFailed"))
     with pytest.raises(ClientError, match="PreconditionFailed"):
-        scheduler.cancel(AT_NINE)
-    assert contents(s3) == {AT_NINE: b"10"}
+        scheduler.cancel(name)
+    assert list(contents(s3)) == [name]
+
+
+def test_cancel_of_what_failed(s3, scheduler):
+    """A quarantined event is cancelled by the name that `failed` gives."""
+    s3.put("events", AT_NINE)
+    s3.put("events", FAILED)
+    (event,) = scheduler.failed()
+    assert scheduler.cancel(event.name) is True
+    assert scheduler.cancel(event.name) is False
+    assert list(contents(s3)) == [AT_NINE]
 
 
 def test_cancel_of_what_goes_meanwhile(s3, scheduler):
@@ -607,7 +670,7 @@ def test_cancel_of_what_goes_meanwhile(s3, scheduler):
 
 
 def test_cancel_meets_a_write_under_way(s3, scheduler):
-    """A concurrent write (409) is reason to look again."""
+    """A concurrent write (409) is reason to try again."""
     s3.put("events", AT_NINE)
     s3.fault = on("DeleteObject", CONFLICT)
     assert scheduler.cancel(AT_NINE) is True
@@ -652,7 +715,7 @@ def test_reschedule(s3, scheduler, conditions, name):
 
 def test_reschedule_on_a_real_server(seaweed_client, bucket):
     """So it is on a real server, for a key with everything in it."""
-    scheduler = Scheduler(bucket, "later", seaweed_client)
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
     name = scheduler.schedule(NINE, "target", "a b+c%20|\n😀", b"body")
     (before,) = scheduler.pending()
     new_name = scheduler.reschedule(name, "2030-01-31T10:00Z")
@@ -763,7 +826,9 @@ def test_reschedule_does_not_withdraw_what_another_moved(s3, scheduler):
 
 def test_two_reschedules_at_once(s3, scheduler):
     """Of two calls that move it to the same moment at once, none withdraws what both have moved."""
-    known = scheduler.client.meta.service_model.operation_model("CopyObject").input_shape.members
+    known = scheduler.folder.client.meta.service_model.operation_model(
+        "CopyObject"
+    ).input_shape.members
     if "IfNoneMatch" not in known:
         pytest.skip("this boto3 cannot ask S3 to replace nothing")
     s3.put("events", AT_NINE, b"body")
@@ -843,6 +908,245 @@ def test_reschedule_refused(s3, scheduler, operation):
     with pytest.raises(ClientError):
         scheduler.reschedule(AT_NINE, TEN)
     assert contents(s3) == {AT_NINE: b"body"}
+
+
+CONFIRMATIONS = {
+    "empty body": Empty(),
+    "empty body after the copy": Empty(after=True),
+    "page of HTML": Html(),
+    "cut after the headers": Cut(),
+    "cut after the headers, after the copy": Cut(after=True),
+}
+
+
+@pytest.mark.parametrize("answer", CONFIRMATIONS)
+def test_reschedule_without_confirmation(s3, scheduler, answer):
+    """An answer of 200 that names no copy confirms none, so the event stays where it is."""
+    s3.put("events", AT_NINE, b"body")
+    s3.fault = on("CopyObject", CONFIRMATIONS[answer])
+    with pytest.raises(SchedulerError, match="did not confirm the copy"):
+        scheduler.reschedule(AT_NINE, TEN)
+    assert contents(s3)[AT_NINE] == b"body"
+    assert "DeleteObject" not in s3.count()
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "refused", "source"])
+def test_reschedule_replaces_on_other_servers(s3, scheduler, conditions):
+    """An event already at the new moment is replaced, whatever a server makes of If-None-Match."""
+    s3.differ(copy_if_none_match=conditions)
+    s3.put("events", AT_NINE, b"moved")
+    s3.put("events", AT_TEN, b"replaced")
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    assert contents(s3) == {AT_TEN: b"moved"}
+
+
+@pytest.mark.parametrize("conditions", ["refused", "source"])
+def test_reschedule_keeps_the_condition_on_the_source(s3, scheduler, conditions):
+    """Where If-None-Match is refused or misread, the copy is still conditional on its source."""
+    s3.differ(copy_if_none_match=conditions)
+    etag = s3.put("events", AT_NINE, b"body").etag
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    *_, last = [request for request in s3.log if request.operation == "CopyObject"]
+    assert last.headers["x-amz-copy-source-if-match"] == etag
+    assert "if-none-match" not in last.headers
+
+
+def test_reschedule_where_the_new_name_is_taken_meanwhile(s3, scheduler):
+    """What is written to the new name in the instant before the copy is replaced, too."""
+    s3.put("events", AT_NINE, b"moved")
+    before_each(s3, "CopyObject", lambda: s3.put("events", AT_TEN, b"another's"))
+    assert scheduler.reschedule(AT_NINE, TEN) == AT_TEN
+    assert contents(s3) == {AT_TEN: b"moved"}
+
+
+def test_reschedule_gives_up(s3, scheduler):
+    """An event that is replaced again and again stays, and S3's last answer is raised."""
+    s3.put("events", AT_NINE, b"0")
+    replacements = [lambda n=n: s3.put("events", AT_NINE, b"%d" % n) for n in range(1, 100)]
+    before_each(s3, "DeleteObject", *[r for new in replacements for r in (new, lambda: None)])
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        scheduler.reschedule(AT_NINE, TEN)
+    assert contents(s3) == {AT_NINE: b"10"}
+
+
+def test_reschedule_believes_no_412_without_a_look(s3, scheduler):
+    """A server that refuses the right ETag of the source has S3's answer raised, and no loss."""
+    s3.put("events", AT_NINE, b"body")
+    s3.differ(copy_source_if_match=Error(412, "PreconditionFailed"))
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        scheduler.reschedule(AT_NINE, TEN)
+    assert contents(s3) == {AT_NINE: b"body"}
+
+
+def test_reschedules_that_race(seaweed_client, bucket):
+    """Of many calls that move one event at once, to one moment or several, none loses it."""
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
+    for round_ in range(5):
+        name = scheduler.schedule(NINE, "target", f"k{round_}", b"body")
+        moments = [TEN, TEN, TEN, TEN + timedelta(hours=1)]
+
+        def move(when, name=name):
+            with suppress(NotScheduled):
+                scheduler.reschedule(name, when)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(move, moments))
+        waiting = [event for event in scheduler.pending() if event.key == f"k{round_}"]
+        assert waiting
+        assert NINE not in [event.due for event in waiting]
+
+
+# --- failed and retry -----------------------------------------------------------------------------
+
+
+def test_failed(s3, scheduler):
+    """What runs have quarantined is told by its code, and nothing else of the folder is."""
+    denied = "later/failed/AccessDenied/2030-01-31T10:00:00.000000Z|target|a/b"
+    for name in (AT_NINE, FAILED, denied, "later/failed/", "later/failed/AccessDenied/note"):
+        s3.put("events", name, b"body")
+    first, second = scheduler.failed()
+    assert (first.name, first.due, first.bucket, first.key) == (denied, TEN, "target", "a/b")
+    assert (second.name, second.due, second.size) == (FAILED, NINE, 4)
+
+
+def test_failed_is_lazy(s3, scheduler):
+    """There is one request for each 1,000 names, made when it is needed."""
+    for number in range(1500):
+        s3.put("events", f"later/failed/AccessDenied/2030-01-31T09:00:00.{number:06}Z|target|k")
+    events = scheduler.failed()
+    assert s3.count() == Counter()
+    next(events)
+    assert s3.count() == Counter(ListObjectsV2=1)
+    assert len(list(events)) == 1499
+    assert s3.count() == Counter(ListObjectsV2=2)
+
+
+def put_failed(s3, name=FAILED, content=b"body", **more):
+    s3.put("events", name, content, content_type="text/plain", x_amz_tagging="a=b", **more)
+    s3.buckets["events"][name].metadata["user"] = "42"
+
+
+@CONDITIONS
+def test_retry(s3, scheduler, conditions):
+    """It goes back to its name with content, headers, metadata and tags whole."""
+    s3.conditions = conditions
+    put_failed(s3)
+    assert scheduler.retry(FAILED) == AT_NINE
+    ((name, obj),) = s3.buckets["events"].items()
+    assert (name, obj.content, obj.headers["content-type"]) == (AT_NINE, b"body", "text/plain")
+    assert (obj.metadata, obj.tags) == ({"user": "42"}, {"a": "b"})
+
+
+def test_retry_on_a_real_server(seaweed_client, bucket):
+    """So it is on a real server, and so is what `aws s3 mv` does."""
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
+    for key in ("a b+c%20|é", "k"):
+        seaweed_client.put_object(
+            Bucket=bucket,
+            Key=f"later/failed/NoSuchBucket/2030-01-31T09:00:00.000000Z|target|{key}",
+            Body=b"body",
+            Metadata={"user": "42"},
+            Tagging="a=b",
+        )
+    retried, moved = scheduler.failed()
+    back = [scheduler.retry(retried.name), AT_NINE]
+    seaweed_client.copy({"Bucket": bucket, "Key": moved.name}, bucket, AT_NINE)
+    seaweed_client.delete_object(Bucket=bucket, Key=moved.name)
+    assert list(scheduler.failed()) == []
+    assert sorted(event.name for event in scheduler.pending()) == sorted(back)
+    for name in back:
+        there = {"Bucket": bucket, "Key": name}
+        assert seaweed_client.get_object(**there)["Body"].read() == b"body"
+        assert seaweed_client.head_object(**there)["Metadata"] == {"user": "42"}
+        assert seaweed_client.get_object_tagging(**there)["TagSet"] == [{"Key": "a", "Value": "b"}]
+
+
+def test_retry_of_a_large_event(s3, scheduler):
+    """What is too large for one CopyObject is put back whole, too."""
+    put_failed(s3, size=6 * GIB)
+    assert scheduler.retry(FAILED) == AT_NINE
+    ((name, obj),) = s3.buckets["events"].items()
+    assert (name, obj.size, obj.tags) == (AT_NINE, 6 * GIB, {"a": "b"})
+
+
+def test_retry_of_what_is_not_there(s3, scheduler):
+    """A name that is not in `failed/` raises NotScheduled, which has it."""
+    with pytest.raises(NotScheduled) as caught:
+        scheduler.retry(FAILED)
+    assert caught.value.name == FAILED
+    assert "CopyObject" not in s3.count()
+
+
+def test_retry_of_what_waits_again(s3, scheduler):
+    """If the same event is waiting again, that one stays as it is, and the failed one too."""
+    put_failed(s3)
+    s3.put("events", AT_NINE, b"newer")
+    with pytest.raises(AlreadyScheduled) as caught:
+        scheduler.retry(FAILED)
+    assert caught.value.name == AT_NINE
+    assert contents(s3) == {AT_NINE: b"newer", FAILED: b"body"}
+
+
+def test_retry_of_what_is_scheduled_meanwhile(s3, scheduler):
+    """What is scheduled in the instant before the copy is not overwritten."""
+    put_failed(s3)
+    before_each(s3, "CopyObject", lambda: s3.put("events", AT_NINE, b"newer"))
+    with pytest.raises(AlreadyScheduled):
+        scheduler.retry(FAILED)
+    assert contents(s3) == {AT_NINE: b"newer", FAILED: b"body"}
+
+
+def test_retry_of_a_waiting_event(s3, scheduler):
+    """An event that waits has not failed, and the error says that it waits."""
+    s3.put("events", AT_NINE, b"body")
+    with pytest.raises(AlreadyScheduled, match="already waiting"):
+        scheduler.retry(AT_NINE)
+    assert contents(s3) == {AT_NINE: b"body"}
+
+
+def test_retry_of_what_goes_meanwhile(s3, scheduler):
+    """What another cancels before the copy is not there; nothing is written."""
+    put_failed(s3)
+    before_each(s3, "CopyObject", lambda: s3.delete("events", FAILED))
+    with pytest.raises(NotScheduled):
+        scheduler.retry(FAILED)
+    assert contents(s3) == {}
+
+
+def test_retry_of_what_is_replaced_meanwhile(s3, scheduler):
+    """What a run quarantines anew before the copy goes back with its new content."""
+    put_failed(s3)
+    before_each(s3, "CopyObject", lambda: put_failed(s3, content=b"new"))
+    assert scheduler.retry(FAILED) == AT_NINE
+    assert contents(s3) == {AT_NINE: b"new"}
+
+
+def test_retry_keeps_what_is_replaced_after_its_copy(s3, scheduler):
+    """What a run quarantines anew between copy and delete stays in `failed/`."""
+    put_failed(s3)
+    before_each(s3, "DeleteObject", lambda: put_failed(s3, content=b"new"))
+    assert scheduler.retry(FAILED) == AT_NINE
+    assert contents(s3) == {AT_NINE: b"body", FAILED: b"new"}
+
+
+@pytest.mark.parametrize("answer", CONFIRMATIONS)
+def test_retry_without_confirmation(s3, scheduler, answer):
+    """An answer of 200 that names no copy confirms none, so the event stays in `failed/`."""
+    put_failed(s3)
+    s3.fault = on("CopyObject", CONFIRMATIONS[answer])
+    with pytest.raises(SchedulerError, match="did not confirm the copy"):
+        scheduler.retry(FAILED)
+    assert contents(s3)[FAILED] == b"body"
+    assert "DeleteObject" not in s3.count()
+
+
+def test_retry_refused(s3, scheduler):
+    """Any other answer of S3 passes through, and the event stays in `failed/`."""
+    put_failed(s3)
+    s3.fault = on("CopyObject", Error(403, "AccessDenied"))
+    with pytest.raises(ClientError, match="AccessDenied"):
+        scheduler.retry(FAILED)
+    assert contents(s3) == {FAILED: b"body"}
 
 
 # --- pending --------------------------------------------------------------------------------------
@@ -946,6 +1250,26 @@ def test_pending_stops_before_failed(s3, scheduler):
     """Without a bound, too, what failed is not read, however much it is."""
     s3.put("events", AT_NINE)
     for number in range(3000):
-        s3.put("events", f"later/failed/2030-01-31T09:00:00.{number:06}Z|target|k")
+        s3.put("events", f"later/failed/AccessDenied/2030-01-31T09:00:00.{number:06}Z|target|k")
     assert [event.name for event in scheduler.pending()] == [AT_NINE]
     assert s3.count() == Counter(ListObjectsV2=1)
+
+
+# --- Threads --------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_scheduler(s3, scheduler):
+    """Threads that schedule, move and cancel with one scheduler do not disturb each other."""
+
+    def work(number):
+        kept = scheduler.schedule(NINE, "target", f"kept{number}", b"%d" % number)
+        moved = scheduler.schedule(NINE, "target", f"moved{number}", b"%d" % number)
+        gone = scheduler.schedule(NINE, "target", f"gone{number}", io.BytesIO(b"gone"))
+        assert scheduler.cancel(gone)
+        return kept, scheduler.reschedule(moved, TEN)
+
+    with ThreadPoolExecutor(16) as pool:
+        names = list(pool.map(work, range(32)))
+    expected = {name: b"%d" % number for number, pair in enumerate(names) for name in pair}
+    assert contents(s3) == expected
+    assert sorted(expected) == [event.name for event in scheduler.pending()]
