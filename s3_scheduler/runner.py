@@ -165,7 +165,7 @@ class Clock:
 
     def now(self) -> datetime:
         """The moment, in UTC."""
-        return self._now + timedelta(seconds=self.elapsed())
+        return _shifted(self._now, self.elapsed())
 
     def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
         """The next item of the queue; raises `Empty` after so many seconds; None: never."""
@@ -244,7 +244,8 @@ class Run:
         self._start_copies()
         if not self.in_flight and self.unconfirmed.copied:
             self._delete()
-        return bool(self.in_flight or (self.backlog.next_held and self._may_begin()))
+        waits = self.backlog.next_held and not self.unconfirmed.is_full and self._may_begin()
+        return bool(self.in_flight or waits)
 
     def _submit(self, work: Callable[..., Any], settle: Callable[..., None], *args: Any) -> None:
         future = self.pool.submit(work, *args)
