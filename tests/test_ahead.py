@@ -340,7 +340,7 @@ def test_stop(folder, clock):
 def test_interrupted(folder):
     """So does Ctrl-C."""
     name = folder.put(-3600)
-    main = threading.main_thread().ident
+    main = threading.main_thread().ident or 0
     copied = folder.put(1, "due")
 
     def interrupt(request):
