@@ -176,7 +176,7 @@ class Folder:
         answer = self.client.list_objects_v2(
             Bucket=self.bucket, Prefix=prefix or self.prefix, StartAfter=after, MaxKeys=limit
         )
-        if "IsTruncated" not in answer:
+        if "IsTruncated" not in answer or (answer["IsTruncated"] and "Contents" not in answer):
             raise UnconfirmedAnswer(f"S3 answered 200 and did not list s3://{self.bucket}/{after}")
         events, invalid = [], []
         name = None
@@ -211,11 +211,14 @@ class Folder:
 
     def _head(self, bucket: str, key: str, **owner: Any) -> HeadObjectOutputTypeDef | None:
         try:
-            return self.client.head_object(Bucket=bucket, Key=key, **owner)
+            answer = self.client.head_object(Bucket=bucket, Key=key, **owner)
         except ClientError as error:
             if error_code(error) in GONE:
                 return None
             raise
+        if "ETag" not in answer:
+            raise UnconfirmedAnswer(f"S3 answered 200 and did not describe s3://{bucket}/{key}")
+        return answer
 
     def has_content(
         self, event: Event, bucket: str, key: str, extra_args: Mapping[str, Any]
