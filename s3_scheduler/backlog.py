@@ -40,7 +40,7 @@ class _Lane:
     ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
     behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key that is at work
     waiting: int = 0  # events in `ready` and `behind`
-    blocked: set[int] = field(default_factory=set)  # hashes of keys that an event stays for
+    blocked: set[int] = field(default_factory=set)  # hashes of events that stay and of their keys
 
     in_flight: int = 0
     window: float = 1
@@ -107,7 +107,7 @@ class Backlog:
                 return False
             if lane.prompt:
                 supply += len(lane.ready)
-        return self._has_room()
+        return supply < 4 * self.width and self._has_room()
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
@@ -115,8 +115,14 @@ class Backlog:
         return min(gaps)[1][:-1] if gaps else None
 
     def _resumes(self, lane: _Lane) -> bool:
-        drains = lane.refused and lane.left_out < self.expired
-        return lane.waiting < MAX_FOR_ONE_TARGET // 2 and (drains or not lane.shut)
+        # For a slow lane no other is made to leave room, or they would take turns for ever.
+        has_room = lane.prompt or len(self) < MAX_BACKLOG
+        may_go = not lane.shut or self._drains(lane, lane.left_out)
+        return has_room and may_go and lane.waiting < MAX_FOR_ONE_TARGET // 2
+
+    def _drains(self, lane: _Lane, name: str) -> bool:
+        """What is refused may go on, though the lane is shut, to be quarantined."""
+        return self.surveyed and lane.refused and name < self.expired
 
     def _has_room(self) -> bool:
         """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
@@ -173,10 +179,10 @@ class Backlog:
             return
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
         if hash(event.key) in lane.blocked:
-            self._skipped = True
+            self._skipped |= hash(event.name) not in lane.blocked
         elif lane.full or event.key in lane.overfull:
             self._leave_out(lane, event.name)
-        elif lane.shut and not (lane.refused and event.name < self.expired):
+        elif lane.shut and not self._drains(lane, event.name):
             self._leave_out(lane, event.name)
             lane.full = True
         elif len(lane.behind.get(event.key, ())) >= MAX_FOR_ONE_TARGET:
@@ -261,7 +267,7 @@ class Backlog:
         name = lane.ready[0][0]
         if lane.shut:
             order = 3
-            if not (self.surveyed and lane.refused and name < self.expired):
+            if not self._drains(lane, name):
                 return None
         elif lane.prompt and not (now is not None and _is_silent(lane, now)):
             order = 0
@@ -322,6 +328,7 @@ class Backlog:
         lane.unanswered += unanswered
         lane.refused = lane.refused and refused
         if quarantined:
+            lane.failures *= not lane.shut  # what it is to do
             self._grow(lane)
             self.release(event)
         else:
@@ -376,7 +383,7 @@ class Backlog:
         self._waiting -= len(behind)
         self._names.difference_update(later.name for later in behind)
         self._names.remove(event.name)
-        lane.blocked.add(hash(event.key))
+        lane.blocked |= {hash(event.key), hash(event.name)}
         self._blocked += 1
         if self._blocked > MAX_BLOCKED:
             self._shut(lane)
@@ -405,10 +412,10 @@ class Backlog:
             self._enter(lane)
 
     def _shut(self, lane: _Lane) -> None:
-        if not lane.shut:
-            lane.shut = True
-            lane.window = 1
-            self._forget(lane, "")
+        if lane.shut:  # what it refuses cannot be quarantined, either
+            lane.refused = False
+        lane.shut, lane.window, lane.failures = True, 1, 0
+        self._forget(lane, "")
 
 
 def _is_silent(lane: _Lane, now: float) -> bool:
