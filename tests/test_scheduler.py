@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -114,7 +115,7 @@ def test_no_scheduler(arguments, advice):
 def test_the_client_is_named():
     """The client is keyword-only, so that no third value is taken for one."""
     with pytest.raises(TypeError, match="positional"):
-        Scheduler("events", "later", None)
+        Scheduler("events", "later", None)  # type: ignore[call-arg]  # that is the point
 
 
 def test_repr():
@@ -133,7 +134,7 @@ def test_the_default_client_is_made_on_first_use(s3, monkeypatch):
 
 def test_the_default_client():
     """It gives up after 5 s without a connection, 60 s without a word, and three attempts."""
-    config = Scheduler("events", "later").folder.client.meta.config
+    config: Any = Scheduler("events", "later").folder.client.meta.config
     assert (config.connect_timeout, config.read_timeout) == (5, 60)
     assert config.retries == {"mode": "standard", "total_max_attempts": 3}
     assert config.max_pool_connections == 32
