@@ -786,11 +786,20 @@ def test_spawn():
         s3.reset()
         assert not s3.count()
         s3.fill(due=3)
-        s3.set(latency=0, conditions="refused")
+        s3.set(latency=0, conditions="refused", limit={"writes": 1, "per": "all"})
         assert s3.sizes() == {"events": 3, "target": 0}
         (name, *_) = [entry["Key"] for entry in client.list_objects_v2(Bucket="events")["Contents"]]
         arguments = {"Bucket": "events", "Key": name, "IfMatch": "x"}
         assert code(client.delete_object, **arguments) == "NotImplemented"
+        assert code(client.delete_object, **arguments) == "SlowDown"
+        s3.set(limit=None, server="swift")
+        s3.sicken("target", "denies")
+        source = {"CopySource": {"Bucket": "events", "Key": name}}
+        assert code(client.copy_object, Bucket="target", Key="a", **source) == "AccessDenied"
+        s3.sicken()
+        client.copy_object(Bucket="target", Key="a", **source)
+        delete = {"Objects": [{"Key": name}]}
+        assert code(client.delete_objects, Bucket="events", Delete=delete) == "InvalidRequest"
 
 
 def test_command_line():

