@@ -1,0 +1,921 @@
+"""Which event may go next, and what is read: the whole policy, without I/O, clock or threads."""
+
+import itertools
+import pickle
+import sys
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, defaultdict
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from s3_scheduler import Event, backlog
+from s3_scheduler.backlog import Backlog
+
+START = datetime(2030, 1, 31, tzinfo=timezone.utc)
+WIDTH = 8
+ALL_EXPIRED = "later/3"
+
+
+def event(second, bucket="a", key=None):
+    """Make an event that is due so many seconds after START, with a key of its own if none."""
+    due = START + timedelta(seconds=second)
+    key = f"k{second}" if key is None else key
+    text = due.replace(tzinfo=None).isoformat(timespec="microseconds")
+    return Event(due, bucket, key, f"later/{text}Z|{bucket}|{key}", 1, '"etag"')
+
+
+def many(count, bucket="a", *, key=None, start=0):
+    return [event(start + i, bucket, key) for i in range(count)]
+
+
+def filled(*events, width=WIDTH, expired=""):
+    """Make a backlog that has read these events and the end of the listing."""
+    made = Backlog(width, expired)
+    give(made, events)
+    return made
+
+
+def give(it, events, after="", last=None):
+    it.open_page(after, last)
+    for each in events:
+        it.add(each)
+    it.close_page(last)
+
+
+def begun(it, now=0.0):
+    """Begin all that may begin."""
+    return list(iter(lambda: it.next(now), None))
+
+
+def deliver(it, each, now=0.0, seconds=0.01):
+    it.delivered(each, now, seconds)
+    it.release(each)
+
+
+def grown(it, bucket, window):
+    """Let events of a bucket succeed until its window is so wide; what is in flight then."""
+    going = []
+    while len(going) < window:
+        going = begun(it)
+        assert {each.bucket for each in going} <= {bucket}
+        if len(going) < window:
+            for each in going:
+                deliver(it, each)
+    return going
+
+
+# --- The window -----------------------------------------------------------------------------------
+
+
+def test_the_window_doubles():
+    """A bucket has one copy in flight at first, then twice as many each round, up to the width."""
+    it = filled(*many(100))
+    rounds = []
+    for _ in range(6):
+        going = begun(it)
+        rounds.append(len(going))
+        for each in going:
+            deliver(it, each)
+    assert rounds == [1, 2, 4, 8, 8, 8]
+
+
+def test_throttling_halves_the_window_once_a_round():
+    """However many copies of a round are throttled, the window is halved once, and all go back."""
+    it = filled(*many(100))
+    going = grown(it, "a", 8)
+    assert [it.throttled(each, 1.0, began=0.5) for each in going] == [False] * 8
+    again = begun(it, 1.0)
+    assert again == going[:4]
+    assert [it.throttled(each, 2.0, began=1.5) for each in again] == [False] * 4
+    assert begun(it, 2.0) == going[:2]
+
+
+def test_the_window_grows_slowly_after_throttling():
+    """Once throttled, a bucket gets one copy more each round."""
+    it = filled(*many(200))
+    for each in grown(it, "a", 8):
+        it.throttled(each, 1.0, began=0.5)
+    rounds = []
+    for _ in range(6):
+        going = begun(it, 2.0)
+        rounds.append(len(going))
+        for each in going:
+            deliver(it, each)
+    assert rounds == sorted(rounds)
+    assert rounds[0] == 4
+    assert all(more - less <= 1 for less, more in itertools.pairwise(rounds))
+    assert rounds[-1] > rounds[0]
+
+
+def test_throttled_time_after_time():
+    """A bucket that only throttles, eight rounds in a row, is shut; then the last event failed."""
+    it = filled(*many(20))
+    answers = []
+    for now in range(backlog.MAX_FAILURES):
+        (going,) = begun(it, now)
+        answers.append(it.throttled(going, now + 0.5, began=now))
+    assert answers == [False] * 7 + [True]
+    assert begun(it, 99.0) == []
+    assert (len(it), it.in_flight, it.unfinished) == (0, 0, True)
+
+
+def test_a_success_between_throttling():
+    """A bucket that throttles and delivers in turn is never shut."""
+    it = filled(*many(50))
+    for now in range(50):
+        for each in begun(it, now):
+            assert it.throttled(each, now + 0.1, began=now) is False
+        for each in begun(it, now + 0.2):
+            deliver(it, each, now + 0.3)
+    assert (len(it), it.unfinished) == (0, False)
+
+
+def test_throttled_events_keep_their_place():
+    """What is put back goes again before what is newer, and before later ones for its target."""
+    first, second, third = event(1, key="k"), event(2, key="k"), event(3)
+    it = filled(first, second, third)
+    assert begun(it) == [first]
+    it.throttled(first, 1.0, began=0.0)
+    assert begun(it, 2.0) == [first]
+    it.delivered(first, 3.0, 0.1)
+    assert begun(it, 3.0) == [third]
+    it.release(first)
+    assert begun(it, 3.0) == [second]
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_failures_in_a_row_shut_a_bucket(unanswered):
+    """Eight failures in a row shut a bucket that has delivered nothing: no more is risked."""
+    it = filled(*many(500))
+    failed = 0
+    while going := begun(it):
+        assert len(going) == 1
+        it.failed(going[0], 1.0, unanswered=unanswered)
+        failed += 1
+    assert failed == backlog.MAX_FAILURES == 8
+    assert (len(it), it.unfinished, it.resume_after()) == (0, True, None)
+
+
+def test_failures_among_successes():
+    """A bucket that delivers now and then is not shut for its failures."""
+    it = filled(*many(500))
+    for number in itertools.count():
+        going = begun(it)
+        if not going:
+            break
+        for each in going:
+            deliver(it, each) if number % 7 == 0 else it.failed(each, 1.0)
+    assert len(it) == 0
+    assert not it.unfinished
+
+
+def test_a_bucket_that_falls_sick():
+    """A bucket that has delivered is shut by a hundred failures in a row."""
+    it = filled(*many(500))
+    deliver(it, *begun(it))
+    failed = 0
+    while going := begun(it):
+        for each in going:
+            it.failed(each, 1.0, refused=True)
+            failed += 1
+    assert backlog.MAX_REFUSALS <= failed < backlog.MAX_REFUSALS + WIDTH
+
+
+def test_copies_without_an_answer():
+    """A hundred copies without an answer shut a bucket, though others of it succeed."""
+    it = filled(*many(900), width=1)
+    lost = 0
+    while going := begun(it):
+        it.failed(going[0], 1.0, unanswered=True)
+        lost += 1
+        for each in begun(it):
+            deliver(it, each)
+    assert lost == backlog.MAX_UNANSWERED == 100
+
+
+def test_a_late_success_opens_a_bucket():
+    """A copy that succeeds after its bucket was shut opens it again."""
+    it = filled(*many(300))
+    going = grown(it, "a", 8)
+    for each in going[1:]:
+        it.failed(each, 1.0)
+    failed = 7
+    while failed < backlog.MAX_REFUSALS:
+        for each in begun(it):
+            it.failed(each, 1.0)
+            failed += 1
+    assert (begun(it), it.resume_after()) == ([], None)
+    it.delivered(going[0], 2.0, 0.1)
+    assert it.resume_after() is not None
+
+
+# --- Which bucket goes ----------------------------------------------------------------------------
+
+
+def test_quick_buckets_then_new_ones_then_others():
+    """A bucket that answers quickly goes first, then one never heard of, then one that failed."""
+    it = filled(*many(5, "failing"), *many(5, "quick", start=100), width=2)
+    first, second = begun(it)
+    assert (first.bucket, second.bucket) == ("failing", "quick")
+    it.failed(first, 1.0)
+    deliver(it, second)
+    give(it, many(5, "new", start=50))
+    assert [each.bucket for each in begun(it, 1.0)] == ["quick", "quick"]
+    it = filled(*many(1, "failing"), *many(1, "quick", start=100), width=2)
+    first, second = begun(it)
+    it.failed(first, 1.0)
+    deliver(it, second)
+    give(it, [*many(5, "failing", start=10), *many(5, "new", start=50)])
+    assert [each.bucket for each in begun(it, 1.0)] == ["new", "failing"]
+
+
+def test_a_slow_bucket_goes_last():
+    """A bucket that takes long to answer leaves the way to one that is quick, however old."""
+    it = filled(*many(50, "slow"), *many(50, "quick", start=100), width=2)
+    slow, quick = begun(it)
+    assert (slow.bucket, quick.bucket) == ("slow", "quick")
+    deliver(it, slow, 1.0, seconds=backlog.PROMPT)
+    deliver(it, quick, 1.0, seconds=backlog.PROMPT - 0.01)
+    assert [each.bucket for each in begun(it, 1.0)] == ["quick", "quick"]
+
+
+def test_fewest_in_flight_then_oldest():
+    """Among equals the bucket with the fewest copies in flight goes, then the oldest event."""
+    it = filled(*many(50, "a"), *many(50, "b", start=1000), width=6)
+    for each in begun(it):
+        deliver(it, each)
+    assert [each.bucket for each in begun(it)] == ["a", "b", "a", "b"]
+    it = filled(*many(3, "a", start=10), *many(3, "b"), *many(3, "c", start=5))
+    assert [each.bucket for each in begun(it)] == ["b", "c", "a"]
+    it = filled(*reversed(many(4)))
+    going = grown(it, "a", 2)
+    assert [each.key for each in going] == ["k1", "k2"]
+
+
+def test_silent_buckets_lend_their_places():
+    """Copies that get no answer for a second use up no width, up to as many again."""
+    it = filled(*(each for i in range(20) for each in many(2, f"hangs{i:02}", start=i)), width=4)
+    assert len(begun(it, 0.0)) == 4
+    assert begun(it, backlog.SILENCE) == []
+    assert len(begun(it, backlog.SILENCE + 0.1)) == 4
+    assert begun(it, 10 * backlog.SILENCE) == []
+    assert it.in_flight == 8
+
+
+def test_a_silent_bucket_that_was_quick():
+    """A bucket that was quick and fell silent goes after one that is new."""
+    it = filled(*many(50, "hangs"), width=4)
+    for each in grown(it, "hangs", 2):
+        deliver(it, each)
+    assert it.next(1.0).bucket == "hangs"
+    give(it, many(2, "new", start=100))
+    assert it.next(1.1 + backlog.SILENCE).bucket == "new"
+    assert it.next(1.1 + backlog.SILENCE).bucket == "hangs"
+
+
+def test_one_answer_ends_the_silence():
+    """A bucket is not silent while it answers any of its copies."""
+    it = filled(*many(50), width=2)
+    for each in begun(it):
+        deliver(it, each)
+    _, second = begun(it, 0.0)
+    it.failed(second, 5.0)
+    assert len(begun(it, 5.5)) == 1
+    assert begun(it, 5.5) == []
+
+
+def test_denied_keys_do_not_shut_their_bucket():
+    """A bucket that refuses its 300 oldest keys delivers all others."""
+    denied = {each.name for each in many(300)}
+    it = filled(*many(900))
+    failed, arrived = set(), set()
+    while going := begun(it):
+        for each in going:
+            if each.name in denied:
+                it.failed(each, 1.0, refused=True)
+                failed.add(each.name)
+            else:
+                deliver(it, each)
+                arrived.add(each.name)
+    assert len(arrived) == 600
+    assert failed == denied
+    assert not it.unfinished
+
+
+def refuse(it, rest):
+    """Let S3 refuse all that may begin, and quarantine it; how many went at once, each round."""
+    rounds = []
+    while going := begun(it):
+        rounds.append(len(going))
+        for each in going:
+            it.failed(each, 1.0, refused=True, quarantined=True)
+            rest.remove(each)
+    return rounds
+
+
+def test_a_shut_bucket_that_refuses_expired_events():
+    """It goes on with these when nothing else may go, ever more at once, until all are moved."""
+    rest = many(100, "refuses")
+    it = filled(*rest, expired=ALL_EXPIRED)
+    assert sum(refuse(it, rest)) < 20
+    well = event(500, "well")
+    give(it, [*rest, well], after=it.resume_after())
+    first = it.next(1.0)
+    assert first == well
+    deliver(it, first)
+    rounds = refuse(it, rest)
+    assert (rest, it.unfinished) == ([], False)
+    assert max(rounds) == WIDTH
+
+
+def test_a_shut_bucket_waits_until_all_is_read():
+    """Until the end of the listing what a shut bucket refuses waits, and then goes on by itself."""
+    it = Backlog(WIDTH, ALL_EXPIRED)
+    events = many(100, "refuses")
+    rest = list(events)
+    give(it, events[:8], last=events[7].name)
+    assert sum(refuse(it, rest)) == 8
+    give(it, events[8:50], after=events[7].name, last=events[49].name)
+    assert begun(it) == []
+    give(it, events[50:], after=events[49].name)
+    if after := it.resume_after():
+        give(it, [each for each in rest if each.name > after], after=after)
+    refuse(it, rest)
+    assert (rest, it.unfinished) == ([], False)
+
+
+@pytest.mark.parametrize("sign", ["not expired", "an outage", "throttling"])
+def test_a_shut_bucket_that_stays_shut(sign):
+    """A shut bucket does not go on with events that are not expired, nor while it is sick."""
+    it = filled(*many(100), expired="" if sign == "not expired" else ALL_EXPIRED)
+    for now in range(8):
+        for each in begun(it, now):
+            if sign == "throttling" and now == 5:
+                it.throttled(each, now + 0.5, began=now)
+            else:
+                it.failed(each, now + 0.5, refused=sign != "an outage" or now != 5)
+    assert (begun(it, 99.0), it.resume_after(), it.unfinished) == ([], None, True)
+
+
+def test_expired_events_that_cannot_be_quarantined():
+    """A shut bucket does not go on when its expired events cannot be moved to `failed/`, either."""
+    it = filled(*many(500), expired=ALL_EXPIRED)
+    failed = 0
+    while True:
+        going = begun(it)
+        if not going and (after := it.resume_after()):
+            give(it, [each for each in many(500) if each.name > after], after=after)
+            going = begun(it)
+        if not going:
+            break
+        for each in going:
+            it.failed(each, 1.0, refused=True)
+            failed += 1
+    assert failed <= 3 * backlog.MAX_FAILURES
+    assert it.unfinished
+
+
+# --- In order for each target ---------------------------------------------------------------------
+
+
+def test_one_after_the_other():
+    """An event may go when the one before it, for the same key, has left the folder, not sooner."""
+    events = many(3, key="k")
+    it = filled(*events)
+    for number, each in enumerate(events):
+        assert begun(it) == [each]
+        assert it.is_awaited(each) == (number < 2)
+        it.delivered(each, 0.0, 0.01)
+        assert begun(it) == []
+        it.release(each)
+    assert not it.unfinished
+
+
+@pytest.mark.parametrize("fate", ["failed", "not deleted", "replaced", "throttled for good"])
+def test_what_stays_blocks_its_target(fate):
+    """When an event stays in the folder, later ones for its target wait, those read later, too."""
+    events = many(3, key="k")
+    it = filled(*events[:2])
+    (first,) = begun(it)
+    if fate == "failed":
+        it.failed(first, 1.0)
+    elif fate == "replaced":
+        it.passed_over(first, 1.0, left=False)
+    elif fate == "not deleted":
+        it.delivered(first, 1.0, 0.01)
+        it.block(first)
+    else:
+        for now in range(8):
+            it.throttled(first, now + 0.5, began=now)
+            begun(it, now + 0.6)
+    other = event(50, key="other")
+    give(it, [*events, other])
+    assert begun(it, 99.0) == ([] if fate == "throttled for good" else [other])
+    assert it.unfinished
+
+
+def test_what_failed_alone_is_not_unfinished():
+    """An event that failed is no event left undone, also when the listing gives it once more."""
+    it = filled(event(1))
+    it.failed(*begun(it), 1.0)
+    assert not it.unfinished
+    give(it, [event(1)])
+    assert not it.unfinished
+
+
+def test_what_is_gone_blocks_nothing():
+    """When an event is found gone, the next for its target goes at once."""
+    first, second = many(2, key="k")
+    it = filled(first, second)
+    begun(it)
+    it.passed_over(first, 1.0, left=True)
+    assert begun(it) == [second]
+
+
+def test_a_replacement_goes_first():
+    """What replaced an event before its delete goes before later ones for its target."""
+    first, second = many(2, key="k")
+    it = filled(first, second)
+    begun(it)
+    it.delivered(first, 1.0, 0.01)
+    it.again(first)
+    assert begun(it) == [first]
+    deliver(it, first)
+    assert begun(it) == [second]
+
+
+# --- What is read ---------------------------------------------------------------------------------
+
+
+def test_reading_ahead_of_the_copies():
+    """More is read until quick buckets have enough for a few rounds, and not beyond."""
+    it = Backlog(WIDTH)
+    assert it.wants_page()
+    give(it, many(10), last="x")
+    assert it.wants_page()
+    deliver(it, *begun(it))
+    give(it, many(40, start=10), after="x", last="y")
+    assert not it.wants_page()
+    for _ in range(5):
+        for each in begun(it):
+            deliver(it, each)
+    assert it.wants_page()
+
+
+def test_reading_past_slow_and_sick_buckets():
+    """Buckets that fail, or are slow or silent, do not keep the listing from going on."""
+    it = Backlog(WIDTH)
+    give(it, [*many(300, "slow"), *many(300, "fails"), *many(300, "hangs")], last="x")
+    for each in begun(it):
+        if each.bucket == "slow":
+            deliver(it, each, 1.0, seconds=1.0)
+        elif each.bucket == "fails":
+            it.failed(each, 1.0)
+    assert it.wants_page()
+
+
+def test_no_room():
+    """With a thousand events of quick buckets waiting for others, nothing is read."""
+    it = Backlog(WIDTH)
+    give(it, [each for i in range(20) for each in many(60, key=f"k{i}", start=100 * i)], last="x")
+    assert len(it) == 1200
+    deliver(it, *begun(it))
+    assert not it.wants_page()
+    assert len(it) == 1199
+
+
+def test_room_is_made_where_it_is_slow():
+    """A full backlog leaves out the newer half of the fullest slow bucket, and reads on."""
+    slow, small, quick = many(700, "slow"), many(350, "small", start=1), many(20, "quick")
+    it = Backlog(WIDTH)
+    give(it, sorted([*slow, *small, *quick], key=lambda each: each.name), last="x")
+    for each in begun(it):
+        deliver(it, each, seconds=0.01 if each.bucket == "quick" else 1.0)
+    assert it.wants_page()
+    assert 600 < len(it) < 800
+    give(it, [event(9_000, "slow"), event(9_000, "small"), event(9_000, "new")], "x")
+    assert it.resume_after() is None
+    taken = Counter({"slow": 1, "small": 1, "quick": 1})
+    while going := begun(it):
+        for each in going:
+            deliver(it, each)
+            taken[each.bucket] += 1
+    assert (taken["small"], taken["quick"], taken["new"]) == (351, 20, 1)
+    assert 340 <= taken["slow"] <= 360
+    assert it.resume_after() == slow[taken["slow"]].name[:-1]
+
+
+def test_a_hundred_for_one_target():
+    """Of one target a hundred events wait behind the first, and the others are read again."""
+    events = many(250, key="k")
+    it = filled(*events, event(300))
+    assert len(it) == backlog.MAX_FOR_ONE_TARGET + 2
+    done = []
+    reads = 0
+    while it.unfinished:
+        for each in begun(it):
+            deliver(it, each)
+            done.append(each)
+        if it.wants_page():
+            reads += 1
+            after = it.resume_after()
+            give(it, [each for each in events if each.name > after], after=after)
+    assert [each for each in done if each.key == "k"] == events
+    assert reads <= 4
+
+
+def test_the_same_page_twice():
+    """What waits, or was begun, or left while a page was under way, is not taken again."""
+    events = many(4)
+    it = filled(*events)
+    (going,) = begun(it)
+    give(it, events)
+    assert len(it) == 3
+    deliver(it, going)
+    give(it, events)
+    assert len(it) == 3
+
+
+def test_a_name_that_comes_again():
+    """A name that left, and was written again before the listing, is taken."""
+    (one,) = many(1)
+    it = filled(one)
+    deliver(it, *begun(it))
+    give(it, [])
+    give(it, [one])
+    assert begun(it) == [one]
+
+
+def test_an_end_without_a_page():
+    """Until the listing has come to its end, the run is unfinished."""
+    it = Backlog(WIDTH)
+    assert it.unfinished
+    give(it, [], last="x")
+    assert it.unfinished
+    give(it, [], after="x")
+    assert not it.unfinished
+
+
+def test_held_events_ripen():
+    """An event that is not due yet goes when it is, in its turn, even if it was listed twice."""
+    soon, later = event(10), event(20)
+    it = Backlog(WIDTH)
+    it.open_page("", None)
+    for each in (later, soon, soon):
+        it.hold(each)
+    it.close_page(None)
+    assert (len(it), it.next_held, begun(it), it.unfinished) == (2, soon, [], False)
+    it.ripen(event(15).name)
+    assert (it.next_held, begun(it)) == (later, [soon])
+    deliver(it, soon)
+    it.ripen(event(15).name)
+    assert begun(it) == []
+    it.ripen(event(25).name)
+    assert (it.next_held, begun(it), len(it)) == (None, [later], 0)
+
+
+def test_held_events_are_supply():
+    """While enough events are held that fall due soonest, those behind them are not read."""
+    it = Backlog(WIDTH)
+    it.open_page("", "x")
+    for each in many(4 * WIDTH):
+        it.hold(each)
+    it.close_page("x")
+    assert not it.wants_page()
+    it.ripen(ALL_EXPIRED)
+    assert it.wants_page()
+
+
+def test_too_many_blocked_targets():
+    """After ten thousand failures a bucket is shut, so that what a run remembers is bounded."""
+    it = filled(*many(900))
+    failed = 0
+    start = 900
+    while it.in_flight or len(it):
+        for number, each in enumerate(begun(it)):
+            if number % 2:
+                it.failed(each, 1.0, refused=True)
+                failed += 1
+            else:
+                deliver(it, each)
+        if len(it) < 500 and failed < 20_000:
+            give(it, many(500, start=start))
+            start += 500
+    assert backlog.MAX_BLOCKED < failed < backlog.MAX_BLOCKED + 2 * WIDTH
+    assert it.unfinished
+
+
+# --- Any interleaving -----------------------------------------------------------------------------
+
+
+class Folder:
+    """A folder, a listing of it, and what a run does with a backlog; it holds the run to rules."""
+
+    def __init__(self, width=WIDTH, expired="", page=1000):
+        self.it = Backlog(width, expired)
+        self.page = page
+        self.now = 0.0
+        self.names = []  # what is in the folder, sorted
+        self.events = {}
+        self.targets = defaultdict(list)  # names in the folder, sorted
+        self.position = ""
+        self.asked = None  # after which name, and the answer
+        self.listings = 0
+        self.listed = set()
+        self.in_flight = {}  # name: when it began
+        self.copied = []
+        self.delivered = []
+        self.stays = set()  # targets of events that failed, and so on
+
+    def put(self, events):
+        for each in events:
+            if each.name not in self.events:
+                insort(self.names, each.name)
+                insort(self.targets[each.bucket, each.key], each.name)
+            self.events[each.name] = each
+
+    def remove(self, each):
+        """Delete an event from the folder."""
+        if self.events.pop(each.name, None):
+            del self.names[bisect_left(self.names, each.name)]
+            self.targets[each.bucket, each.key].remove(each.name)
+
+    # What a run does
+
+    def ask(self):
+        if self.asked or not self.it.wants_page():
+            return False
+        after = self.it.resume_after() if self.it.surveyed else self.position
+        first = bisect_right(self.names, after)
+        answer = [self.events[name] for name in self.names[first : first + self.page]]
+        more = first + self.page < len(self.names)
+        self.asked = after, answer, answer[-1].name if more else None
+        self.listings += 1
+        return True
+
+    def read(self):
+        if self.asked:
+            after, answer, last = self.asked
+            self.asked = None
+            give(self.it, answer, after, last)
+            self.listed.update(each.name for each in answer)
+            self.position = last
+
+    def begin(self):
+        each = self.it.next(self.now)
+        if each:
+            target = each.bucket, each.key
+            assert each.name not in self.in_flight
+            assert each not in self.copied
+            assert target not in self.stays
+            earlier = self.targets[target]
+            assert [name for name in earlier if name < each.name] == []
+            self.in_flight[each.name] = each, self.now
+        return each
+
+    def settle(self, each, fate, **options):
+        _, began = self.in_flight.pop(each.name)
+        gone = each.name not in self.events
+        if fate == "delivered" and not gone:
+            self.it.delivered(each, self.now, options.get("seconds", self.now - began))
+            self.copied.append(each)
+            self.delivered.append(each)
+        elif fate == "throttled":
+            if self.it.throttled(each, self.now, began):
+                self.stays.add((each.bucket, each.key))
+        elif gone or fate == "gone":
+            self.remove(each)
+            self.it.passed_over(each, self.now, left=True)
+        elif fate == "replaced":
+            self.it.passed_over(each, self.now, left=False)
+            self.stays.add((each.bucket, each.key))
+        elif fate == "quarantined":
+            self.remove(each)
+            self.it.failed(each, self.now, refused=True, quarantined=True)
+        else:
+            self.it.failed(each, self.now, **options)
+            self.stays.add((each.bucket, each.key))
+
+    def delete(self, each, fate="deleted"):
+        self.copied.remove(each)
+        if fate == "deleted":
+            self.remove(each)
+            self.it.release(each)
+        elif fate == "replaced":
+            self.it.again(each)
+        else:
+            self.it.block(each)
+            self.stays.add((each.bucket, each.key))
+
+    def finish(self, seconds=0.01):
+        """Run on until nothing is left to do, with an S3 that takes so long for a copy."""
+        for _ in range(100_000):
+            self.now += seconds
+            while self.begin():
+                pass
+            for each, _ in list(self.in_flight.values()):
+                self.settle(each, "delivered", seconds=seconds)
+            for each in list(self.copied):
+                self.delete(each)
+            self.read()
+            if not self.ask() and not self.in_flight and not self.begin():
+                return
+        raise AssertionError("it goes on for ever")
+
+
+def spread(count, buckets):
+    """Make events for that many buckets in turn."""
+    return [event(i, f"b{i % buckets}") for i in range(count)]
+
+
+def test_many_slow_buckets():
+    """Buckets that are slow do not make room for each other in turn, a listing each."""
+    folder = Folder()
+    folder.put(spread(5_000, 50))
+    folder.finish(seconds=1.0)
+    assert folder.events == {}
+    assert folder.listings < 60
+
+
+def test_reading_ends_though_nothing_may_go():
+    """While deletes are refused no copy starts; then reading comes to an end, too."""
+    folder = Folder()
+    folder.put(spread(5_000, 50))
+    for each in iter(folder.begin, None):
+        folder.settle(each, "delivered", seconds=1.0)
+        if len(folder.copied) == 100:
+            break
+        folder.ask()
+        folder.read()
+    while folder.ask():
+        folder.read()
+    assert folder.listings < 20
+    assert folder.it.unfinished
+
+
+def steps(buckets):
+    """Count the steps of Python that 1,500 events take."""
+    folder = Folder(32)
+    folder.put(spread(1_500, buckets))
+    count = 0
+
+    def trace(frame, what, _):
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += what == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    going = []
+    folder.ask()
+    folder.read()
+    while folder.names:
+        sys.settrace(trace)
+        it = folder.it
+        wants = it.wants_page()
+        while each := it.next(0.0):
+            going.append(each)
+        deliver(it, going[0])
+        sys.settrace(before)
+        folder.remove(going.pop(0))
+        if wants:
+            folder.ask()
+            folder.read()
+    return count
+
+
+def test_five_hundred_buckets():
+    """An event takes about as many steps among five hundred buckets as among five."""
+    assert steps(500) < 4 * steps(5)
+
+
+def test_what_is_remembered_is_bounded():
+    """A backlog does not grow with what it has done."""
+    sizes = []
+    for count in (3_000, 15_000):
+        folder = Folder()
+        folder.put(spread(count, 7))
+        folder.finish()
+        assert len(folder.delivered) == count
+        sizes.append(len(pickle.dumps(folder.it)))
+    assert sizes[1] < 2 * sizes[0] < 500_000
+
+
+BUCKETS = ["a", "b", "c"]
+OUTCOMES = st.sampled_from(
+    ["delivered"] * 6 + ["slow", "throttled", "gone", "replaced", "refused", "quarantined", "lost"]
+)
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Every listed event is delivered or accounted for, once and in order, whatever happens."""
+
+    @initialize(
+        counts=st.lists(
+            st.tuples(st.sampled_from([0, 3, 200, 1100]), st.sampled_from([1, 5, 10_000])),
+            min_size=3,
+            max_size=3,
+        ),
+        expired=st.sampled_from(["", ALL_EXPIRED]),
+        page=st.sampled_from([100, 1000]),
+    )
+    def begin(self, counts, expired, page):
+        self.folder = Folder(4, expired, page)
+        self.fresh = itertools.count(10**6)
+        self.well = True  # nothing that would shut a bucket
+        for number, (bucket, (count, keys)) in enumerate(zip(BUCKETS, counts, strict=True)):
+            self.folder.put(event(3 * i + number, bucket, f"k{i % keys}") for i in range(count))
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 2.0]))
+    def wait(self, seconds):
+        self.folder.now += seconds
+
+    @rule()
+    def ask(self):
+        self.folder.ask()
+
+    @rule()
+    def read(self):
+        self.folder.read()
+
+    @rule(count=st.sampled_from([1, 20, 100]))
+    def go(self, count):
+        for _ in range(count):
+            if not self.folder.begin():
+                break
+
+    @rule(bucket=st.sampled_from([*BUCKETS, ""]), outcome=OUTCOMES)
+    def answer(self, bucket, outcome):
+        for each, _ in list(self.folder.in_flight.values()):
+            if each.bucket.startswith(bucket):
+                self.settle(each, outcome)
+
+    def settle(self, each, outcome):
+        self.well &= outcome in ("delivered", "slow", "gone", "replaced")
+        if outcome == "slow":
+            self.folder.settle(each, "delivered", seconds=3.0)
+        elif outcome in ("refused", "lost"):
+            refused = outcome == "refused"
+            self.folder.settle(each, "failed", refused=refused, unanswered=not refused)
+        else:
+            self.folder.settle(each, outcome)
+
+    @rule(outcome=OUTCOMES, bucket=st.sampled_from(BUCKETS), rounds=st.integers(1, 30))
+    def storm(self, outcome, bucket, rounds):
+        """Let one bucket answer the same for a while, and others be well."""
+        for _ in range(rounds):
+            self.folder.now += 0.05
+            while self.folder.begin():
+                pass
+            for each, _ in list(self.folder.in_flight.values()):
+                self.settle(each, outcome if each.bucket == bucket else "delivered")
+            for each in list(self.folder.copied):
+                self.folder.delete(each)
+            self.folder.ask()
+
+    @rule(fate=st.sampled_from(["deleted", "deleted", "replaced", "refused"]))
+    def delete(self, fate):
+        for each in list(self.folder.copied):
+            self.folder.delete(each, fate)
+
+    @precondition(lambda self: self.folder.names)
+    @rule(share=st.floats(0, 1))
+    def cancel(self, share):
+        """Let somebody cancel ten events, wherever they are."""
+        names = self.folder.names
+        for name in names[int(share * (len(names) - 1)) :][:10]:
+            self.folder.remove(self.folder.events[name])
+
+    @rule(bucket=st.sampled_from(BUCKETS), count=st.sampled_from([1, 50]))
+    def schedule(self, bucket, count):
+        """Let somebody schedule events that are newer than all there are."""
+        self.folder.put(event(next(self.fresh), bucket) for _ in range(count))
+
+    @invariant()
+    def bounds(self):
+        if hasattr(self, "folder"):
+            assert self.folder.it.in_flight == len(self.folder.in_flight) <= 2 * 4
+            assert len(self.folder.it) <= 2 * backlog.MAX_BACKLOG
+
+    def teardown(self):
+        if not hasattr(self, "folder"):
+            return
+        before, waiting = self.folder.listings, len(self.folder.events)
+        self.folder.finish()
+        assert self.folder.listings - before <= 20 + waiting // 10
+        waiting = [
+            each
+            for each in self.folder.events.values()
+            if each.name in self.folder.listed and (each.bucket, each.key) not in self.folder.stays
+        ]
+        assert self.folder.it.unfinished or not waiting
+        if self.well:
+            assert waiting == []
+
+
+TestAnyInterleaving = AnyInterleaving.TestCase
+TestAnyInterleaving.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
