@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from s3_scheduler import Scheduler, run_due
-from support.fakes3 import spawn
+from support.fakes3 import Rate, spawn
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 
@@ -30,6 +31,27 @@ def test_a_run_makes_at_most_1_03_requests_an_event_whatever_waits():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 16])
+def test_each_folder_delivers_what_its_partition_of_keys_allows(fake, count):
+    """S3 limits the writes to a partition of keys: 16 folders deliver 16 times what one does."""
+    folders = [f"later/{i}" for i in range(count)]
+    for folder in folders:
+        fake.fill(due=40, folder=folder, key=f"{folder}/{{i}}")
+    # A second that does not end, in which S3 allows so many writes.
+    fake.limit = Rate(writes=20, per="folder", clock=lambda: 0)
+    client = fake.client(max_pool_connections=16)
+
+    def run(folder):
+        return run_due(Scheduler("events", folder, client=client))
+
+    with ThreadPoolExecutor(count) as pool:
+        reports = list(pool.map(run, folders))
+    assert sum(report.copied for report in reports) == 40 * count
+    assert fake.sizes() == {"events": 20 * count, "target": 40 * count}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_benchmarks_run():
     """`python tests/benchmarks --quick` tells how every contender did."""
     done = subprocess.run(
