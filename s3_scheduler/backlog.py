@@ -90,8 +90,9 @@ class Backlog:
 
     @property
     def unfinished(self) -> bool:
-        """Events are left for the next run."""
-        return bool(self._gaps) or self._skipped or self._waiting > 0 or not self.surveyed
+        """Due events are left for the next run."""
+        unread = not (self.surveyed or self._future)  # what follows one not due is not due, either
+        return bool(self._gaps) or self._skipped or self._waiting > 0 or unread
 
     # Reading: which names the listing is to give next
 
