@@ -6,10 +6,8 @@ import random
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import boto3
@@ -54,9 +52,6 @@ connections: 32 was best at latencies of 10, 30 and 100 ms."""
 
 PAGE = 1_000
 """Names in a page of a listing, which is all that S3 gives at once."""
-
-MAX_PARTS_IN_FLIGHT = 8
-"""Parts of large objects that are copied at once, whatever the number of such objects."""
 
 RESEND_AFTER = (0.2, 0.4, 0.8, 1.6, 1.6, 1.6)
 """Seconds before what S3 could not delete is sent again: boto3 tries whole requests again, but not
@@ -290,7 +285,7 @@ class Folder:
         def send() -> str:
             if event.size > multipart.THRESHOLD:
                 target = {"Bucket": bucket, "Key": key}
-                return multipart.copy(self.client, self._parts, source, event, target, extra)
+                return multipart.copy(self.client, source, event, target, extra)
             answer = self.client.copy_object(Bucket=bucket, Key=key, CopySource=source, **extra)
             etag = answer.get("CopyObjectResult", {}).get("ETag")
             if not etag:
@@ -310,10 +305,6 @@ class Folder:
                 return _despite_conflicts(send)
         except ClientError as error:
             self._believe(event, error)
-
-    @cached_property
-    def _parts(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(MAX_PARTS_IN_FLIGHT, "s3_scheduler_parts")
 
     def move(self, event: Event, name: str, extra_args: Mapping[str, Any]) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.

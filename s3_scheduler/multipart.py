@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -13,7 +13,6 @@ from .answers import UNSUPPORTED, UnconfirmedAnswer, error_code, http_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from concurrent.futures import Executor
 
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CopySourceTypeDef
@@ -30,6 +29,9 @@ PART = 256 * 1024**2
 MAX_PARTS = 10_000
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
+MAX_PARTS_IN_FLIGHT = 4
+"""Parts of one object that are copied at once; what hangs holds up no other object's parts."""
+
 # What one CopyObject keeps by itself, and an upload must be told.
 _DESCRIPTION = (
     "CacheControl",
@@ -44,7 +46,6 @@ _DESCRIPTION = (
 
 def copy(
     client: S3Client,
-    parts: Executor,
     source: CopySourceTypeDef,
     event: Event,
     target: Mapping[str, str],
@@ -65,9 +66,10 @@ def copy(
     of_target = ("ExpectedBucketOwner", "RequestPayer")
     to_target: Any = {name: extra.pop(name) for name in of_target if name in extra}
     to_target |= target
+    customer_key: Any = {k: v for k, v in extra.items() if k.startswith("SSECustomer")}
     description = _description(client, source, extra, from_source.get("ExpectedSourceBucketOwner"))
     upload = client.create_multipart_upload(**description, **to_target)
-    to_upload = {**to_target, "UploadId": upload["UploadId"]}
+    to_upload = {**to_target, "UploadId": _confirmed(upload, "UploadId", event)}
     size = max(PART, -(-event.size // MAX_PARTS))
 
     def copy_part(number: int) -> dict[str, Any]:
@@ -76,28 +78,31 @@ def copy(
         answer = client.upload_part_copy(
             **to_upload,
             **from_source,
+            **customer_key,
             CopySource=source,
             CopySourceRange=f"bytes={first}-{last}",
             PartNumber=number,
         )
         part: dict[str, Any] = dict(answer.get("CopyPartResult", {}))
         part.pop("LastModified", None)  # what is left is its ETag and checksums
-        return {**_confirmed(part, event), "PartNumber": number}
+        _confirmed(part, "ETag", event)
+        return {**part, "PartNumber": number}
 
-    copies = [parts.submit(copy_part, number) for number in range(1, -(-event.size // size) + 1)]
-    try:
-        copied: Any = {"Parts": [part.result() for part in copies]}
-        answer = client.complete_multipart_upload(**to_upload, **created, MultipartUpload=copied)
-        _confirmed(answer, event)
-    except BaseException:
-        for part in copies:
-            part.cancel()
-        wait(copies)  # an abort would leave behind what is still in flight
-        with suppress(BotoCoreError, ClientError):  # the first error tells more
-            client.abort_multipart_upload(**to_upload)
-        raise
-    _compare_size(client, event, to_target)
-    return answer["ETag"]
+    with ThreadPoolExecutor(MAX_PARTS_IN_FLIGHT, "s3_scheduler_parts") as pool:
+        try:
+            parts: Any = list(pool.map(copy_part, range(1, -(-event.size // size) + 1)))
+            answer = client.complete_multipart_upload(
+                **to_upload, **created, **customer_key, MultipartUpload={"Parts": parts}
+            )
+            etag = _confirmed(answer, "ETag", event)
+        except BaseException:
+            # An abort would leave behind what is still in flight.
+            pool.shutdown(cancel_futures=True)
+            with suppress(BotoCoreError, ClientError):  # the first error tells more
+                client.abort_multipart_upload(**to_upload)
+            raise
+    _compare_size(client, event, {**to_target, **customer_key})
+    return etag
 
 
 def _description(
@@ -129,10 +134,10 @@ def _tags(client: S3Client, there: Any) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", ())}
 
 
-def _confirmed(answer: Any, event: Event) -> Any:
-    if not answer.get("ETag"):
+def _confirmed(answer: Any, field: str, event: Event) -> str:
+    if not answer.get(field):
         raise UnconfirmedAnswer(f"S3 answered 200 and did not confirm the copy of {event.name!r}")
-    return answer
+    return str(answer[field])
 
 
 def _compare_size(client: S3Client, event: Event, there: Any) -> None:
