@@ -838,6 +838,11 @@ def test_buckets(server):
     assert refusal(server.client.delete_bucket, Bucket=name) == NO_BUCKET
 
 
+def test_versioning(server):
+    """A bucket that never kept versions has no status."""
+    assert "Status" not in server.client.get_bucket_versioning(Bucket=server.bucket)
+
+
 @fake_only("deletes it")
 def test_delete_bucket_in_use(server):
     """A bucket that is not empty is not deleted."""
