@@ -8,11 +8,15 @@
 those whose time has come to their targets and deletes the originals.
 """
 
-from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
-from .names import Event
-from .report import Failure, Report, RunFailed
-from .runner import run_due
-from .scheduler import Scheduler
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
+    from .names import Event
+    from .report import Failure, Report, RunFailed
+    from .runner import run_due
+    from .scheduler import Scheduler
 
 __all__ = [
     "AlreadyScheduled",
@@ -26,3 +30,17 @@ __all__ = [
     "SchedulerError",
     "run_due",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, for boto3 takes 0.4 s to import, and `s3-scheduler --help` does without.
+    if name in __all__:
+        for home in ("errors", "names", "report", "scheduler", "runner"):
+            if found := getattr(import_module(f".{home}", __name__), name, None):
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -16,78 +17,299 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
-import boto3
-
-from . import demo, names
-from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
-from .objects import head, move
-from .runner import run_due
-from .scheduler import CONFIG, Scheduler
+from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from mypy_boto3_s3 import S3Client
-
-logger = logging.getLogger(__package__)
+    from .folder import Folder
+    from .names import Event
+    from .report import Report
+    from .scheduler import Scheduler
 
 _SECONDS = "%Y-%m-%dT%H:%M:%SZ"
-_EVENT = re.compile(r"(?P<folder>.+?)/[0-9]{4}-[0-9]{2}-[0-9]{2}T.+", re.DOTALL)
+_UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1, "": 1}
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_SPAN = rf"(?:{_NUMBER}[wdhms])+"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL = 0.1
+"""Seconds between two looks for a signal while `run --every` waits."""
+
+
+class OutputError(Exception):
+    """What a command had to say could not be written."""
+
+
+# Commands
+
+
+def schedule(options: Namespace) -> int:
+    """At WHEN, let the content of FILE appear at TARGET; prints the event's URI."""
+    scheduler = _scheduler(options, *_split(options.FOLDER))
+    bucket, key = _split(options.TARGET)
+    extra: dict[str, Any] = {"ContentType": options.content_type} if options.content_type else {}
+    if options.metadata:
+        extra["Metadata"] = dict(options.metadata)
+    if options.tags:
+        extra["Tagging"] = urlencode(dict(options.tags))
+    with open(options.FILE, "rb", closefd=options.FILE != 0) as file:
+        body = file if options.replace or file.seekable() else file.read()
+        name = scheduler.schedule(
+            options.WHEN, bucket, key, body, replace=options.replace, extra_args=extra
+        )
+    _say(_uri(scheduler.folder, name))
+    return 0
+
+
+def list_(options: Namespace) -> int:
+    """Show what waits, soonest first: when (UTC), how far off, bytes, target."""
+    scheduler = _scheduler(options, *_split(options.FOLDER))
+    if options.invalid:
+        if options.after or options.before:
+            raise ValueError("--invalid takes no --from or --until: what it lists has no due time")
+        for page in scheduler.folder.pages():
+            for name in page.invalid:
+                uri = _uri(scheduler.folder, name)
+                _say(json.dumps({"name": name, "uri": uri}) if options.json else uri)
+        return 0
+    for event in _chosen(scheduler, options):
+        _say(_line(scheduler.folder, event, options))
+    return 0
+
+
+def _chosen(scheduler: Scheduler, options: Namespace) -> Iterator[Event]:
+    after, before = options.after, options.before
+    if not options.failed:
+        return scheduler.pending(after=after, before=before)
+    return (
+        event
+        for event in scheduler.failed()
+        if (after is None or after <= event.due) and (before is None or event.due < before)
+    )
+
+
+def _line(folder: Folder, event: Event, options: Namespace) -> str:
+    from .names import format_due
+
+    uri = _uri(folder, event.name)
+    failed = folder.is_failed(event.name)
+    if options.json:
+        code = {"code": folder.failure_code(event.name)} if failed else {}
+        return json.dumps({**asdict(event), "due": format_due(event.due), "uri": uri, **code})
+    if options.uri:
+        return uri
+    left = event.due - datetime.now(timezone.utc)
+    off = f"in {_words(left)}" if left > timedelta() else f"{_words(-left)} late"
+    why = f"{folder.failure_code(event.name):<20}  " if failed else ""
+    target = _escaped(f"s3://{event.bucket}/{event.key}")
+    return f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {why}{target}"
+
+
+def cancel(options: Namespace) -> int:
+    """Remove events, also failed ones, and print their URIs."""
+
+    def remove(scheduler: Scheduler, name: str) -> str:
+        if not scheduler.cancel(name):
+            raise NotScheduled(name)
+        return name
+
+    return _change(options, remove)
+
+
+def reschedule(options: Namespace) -> int:
+    """Move events to WHEN, in place of any there for the same target, and print their new URIs."""
+
+    def move(scheduler: Scheduler, name: str) -> str:
+        if scheduler.folder.is_failed(name):
+            raise InvalidEvent(f"{name!r} has failed; retry it first")
+        return scheduler.reschedule(name, options.WHEN)
+
+    return _change(options, move)
+
+
+def retry(options: Namespace) -> int:
+    """Put failed events back, all of a folder or some, and print their URIs."""
+
+    def put_back(scheduler: Scheduler, name: str) -> str:
+        folder = scheduler.folder
+        if not folder.is_failed(name):  # the name that it had before
+            if folder.look(name):
+                raise SchedulerError(f"{name!r} has not failed: it is waiting")
+            failed = (event.name for event in scheduler.failed())
+            name = next((each for each in failed if folder.original_name(each) == name), name)
+        return scheduler.retry(name)
+
+    return _change(options, put_back)
+
+
+def _change(options: Namespace, change: Callable[[Scheduler, str], str]) -> int:
+    """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    scheduler, texts = _home(options)
+    # HEAD does not say what is missing, or why it is refused; LIST does.
+    scheduler.folder.page("", limit=1)
+    status = 0
+    for text in texts if texts is not None else (event.name for event in scheduler.failed()):
+        try:
+            new_name = change(scheduler, _name(scheduler.folder, text))
+        except (BotoCoreError, ClientError, SchedulerError) as error:
+            _complain(error)
+            absent = not isinstance(error, InvalidEvent) and isinstance(error, SchedulerError)
+            status = max(status, 1 if absent else 2)
+        else:
+            _say(_uri(scheduler.folder, new_name))
+    return status
+
+
+def _home(options: Namespace) -> tuple[Scheduler, list[str] | None]:
+    """The scheduler of the folder that is told, and the events; None: all that failed."""
+    first, *rest = options.EVENT
+    bucket, key = _split(_unescaped(first))
+    # An event's URI is read from its front: its key may look like another event's.
+    for slash in (match.start() for match in re.finditer("/", key)):
+        with contextlib.suppress(ValueError):
+            scheduler = _scheduler(options, bucket, key[:slash])
+            scheduler.folder.parse(key)
+            return scheduler, [first, *rest]
+    if not rest and options.command != "retry":
+        raise ValueError(f"{first!r} is not the URI of an event; write the names of some behind it")
+    return _scheduler(options, *_split(first)), rest or None
+
+
+def _name(folder: Folder, text: str) -> str:
+    """The name of an event that is told by its URI, or by its name, be it without the folder."""
+    home = f"s3://{folder.bucket}/{folder.prefix}"
+    if text.startswith("s3://"):
+        text = _unescaped(text)
+        if not text.startswith(home):
+            raise InvalidEvent(f"{text!r} is not in {home}; name the events of one folder at once")
+    return folder.prefix + text.removeprefix(home).removeprefix(folder.prefix)
+
+
+def run(options: Namespace) -> int:
+    """Deliver what is due, once or every so often."""
+    stopped: list[int] = []
+    for signum in _SIGNALS:
+        # A flag, so that an interrupted run finishes what is in flight, and reports it.
+        signal.signal(signum, lambda number, _: stopped.append(number))
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(__package__).handlers = [handler]
+    scheduler = _scheduler(options, *_split(options.FOLDER))
+    status = 0
+    while not stopped:
+        began = time.monotonic()
+        status = _run_once(scheduler, options, lambda: bool(stopped))
+        if not options.every:
+            break
+        while not stopped and (left := began + options.every - time.monotonic()) > 0:
+            time.sleep(min(left, POLL))
+    return status
+
+
+def _run_once(scheduler: Scheduler, options: Namespace, stop: Callable[[], bool]) -> int:
+    from .runner import run_due
+
+    try:
+        report = run_due(
+            scheduler,
+            ahead=(options.every or 0) if options.ahead is None else options.ahead,
+            time_limit=options.time_limit,
+            retry_for=options.retry_for,
+            once=options.once,
+            target_buckets=options.target_buckets,
+            shard=options.shard,
+            stop=stop,
+        )
+    except Exception as error:
+        if not options.every or type(error) is ValueError:  # an argument, which stays wrong
+            raise
+        _complain(f"{error}; trying again in {options.every:g} s")
+        return 2
+    if line := _summary(report):
+        _say(f"{datetime.now(timezone.utc):{_SECONDS}}  {line}")
+    return 1 if report.failed else 0
+
+
+def _summary(report: Report) -> str:
+    if not (report.copied or report.delivered_before or report.failed or report.unfinished):
+        return ""
+    late = f", up to {_words(report.max_lateness)} late" if report.copied else ""
+    before = f"; {report.delivered_before} delivered before" if report.delivered_before else ""
+    more = "; more are due" if report.unfinished else ""
+    return f"{report.copied} delivered{late}{before}; {report.failed} failed{more}"
+
+
+def check(options: Namespace) -> int:
+    """Try what the library needs of this store and these credentials, on objects of its own."""
+    from .check import Check
+
+    statuses = [0]
+
+    def tell(status: str, text: str) -> None:
+        statuses.append({"weaker": 1, "missing": 2}.get(status, 0))
+        as_json = json.dumps({"status": status, "text": text})
+        _say(as_json if options.json else f"{status:<8} {text}")
+
+    for signum in _SIGNALS:
+        signal.signal(signum, _interrupt)
+    folder = _scheduler(options, *_split(options.FOLDER)).folder
+    roles = [options.role] if options.role else ["application", "runner"]
+    Check(folder, tell).run(roles, options.target_buckets or [])
+    return max(statuses)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Once is enough: a second signal must not disturb the cleaning up.
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def demo(_: Namespace) -> int:
+    """Watch it at work on an S3 server of its own: no AWS account needed."""
+    from . import demo
+
+    return demo.main()
+
+
+# What goes in and comes out
+
+
+def _scheduler(options: Namespace, bucket: str, folder: str) -> Scheduler:
+    import boto3
+
+    from .folder import CONFIG
+    from .scheduler import Scheduler
+
+    session = boto3.Session(profile_name=options.profile, region_name=options.region)
+    client = session.client("s3", endpoint_url=options.endpoint_url, config=CONFIG)
+    return Scheduler(bucket, folder, client=client)
 
 
 def _split(uri: str) -> tuple[str, str]:
     match = re.fullmatch(r"s3://(arn:.+?accesspoint[/:][^/]+|[^/]+)/(.+)", uri, re.DOTALL)
     if not match:
-        raise InvalidEvent(f"{uri!r} is no URI of a folder or key; write it like s3://bucket/key")
+        raise ValueError(
+            f"{uri!r} is not the URI of a folder or key; write it like s3://bucket/key"
+        )
     return match[1], match[2]
 
 
-def _uri(bucket: str, key: str) -> str:
-    # One line, whatever the key, which `_plain` takes back.
-    return f"s3://{bucket}/" + re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), key)
+def _uri(folder: Folder, name: str) -> str:
+    return _escaped(f"s3://{folder.bucket}/{name}")
 
 
-def _plain(text: str) -> str:
-    # Only the URIs of events are escaped, and in them no more than `_uri` escapes.
-    if not (text.startswith("s3://") and _EVENT.fullmatch(text)):
-        return text
-    return re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), text)
+def _escaped(uri: str) -> str:
+    # One line, whatever the key, which `_unescaped` takes back.
+    return re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), uri)
 
 
-def schedule(options: Namespace, client: S3Client) -> int:
-    """At WHEN, let the content of FILE appear at TARGET; prints the event's URI."""
-    scheduler = Scheduler(*_split(options.FOLDER), client)
-    target = _split(options.TARGET)
-    extra = {"ContentType": options.content_type} if options.content_type else {}
-    with open(options.FILE, "rb", closefd=options.FILE != 0) as file:
-        body = file if options.replace or file.seekable() else file.read()
-        name = scheduler.schedule(
-            options.WHEN, *target, body, replace=options.replace, extra_args=extra
-        )
-    print(_uri(scheduler.bucket, name))
-    return 0
-
-
-def list_(options: Namespace, client: S3Client) -> int:
-    """Show what waits, soonest first: when (UTC), how far off, bytes, target."""
-    bucket, folder = _split(options.FOLDER)
-    if options.failed:
-        folder = names.folder_prefix(folder) + "failed"
-    scheduler = Scheduler(bucket, folder, client)
-    for event in scheduler.pending(after=options.after, before=options.before):
-        uri = _uri(bucket, event.name)
-        if options.json:
-            line = json.dumps(asdict(event) | {"due": names.stamp(event.due), "uri": uri})
-        else:
-            ahead = event.due - datetime.now(timezone.utc)
-            off = f"in {_words(ahead)}" if ahead > timedelta() else f"{_words(-ahead)} late"
-            where = uri if options.uri else _uri(event.bucket, event.key)
-            line = f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {where}"
-        # At once: a reader who has seen enough ends us before the next request.
-        print(line, flush=True)
-    return 0
+def _unescaped(uri: str) -> str:
+    return re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), uri)
 
 
 def _words(span: timedelta) -> str:
@@ -99,135 +321,12 @@ def _words(span: timedelta) -> str:
     return f"{minutes} min" if minutes else f"{span.seconds} s"
 
 
-def cancel(options: Namespace, client: S3Client) -> int:
-    """Remove events, and print their URIs."""
-
-    def remove(scheduler: Scheduler, name: str) -> str:
-        if not scheduler.cancel(name):
-            raise NotScheduled(name)
-        return name
-
-    return _change(options, client, remove)
-
-
-def reschedule(options: Namespace, client: S3Client) -> int:
-    """Move events to WHEN, in place of any there for the same target, and print their new URIs."""
-
-    def move_on(scheduler: Scheduler, name: str) -> str:
-        if scheduler.prefix.endswith("/failed/"):
-            raise InvalidEvent(f"what is in {scheduler.prefix} has failed; retry it first")
-        return scheduler.reschedule(name, options.WHEN)
-
-    return _change(options, client, move_on)
-
-
-def retry(options: Namespace, client: S3Client) -> int:
-    """Put failed events back, all of a folder or some, and print their URIs."""
-
-    def put_back(failed: Scheduler, name: str) -> str:
-        seen = head(client, failed.bucket, name)
-        if not seen:
-            raise NotScheduled(name)
-        new_name = failed.prefix.removesuffix("failed/") + name.removeprefix(failed.prefix)
-        if head(client, failed.bucket, new_name):
-            raise AlreadyScheduled(new_name)
-        entry: Any = {"Key": name, "Size": seen["ContentLength"], "ETag": seen["ETag"]}
-        move(client, failed.bucket, names.event_from(failed.prefix, entry), new_name)
-        return new_name
-
-    return _change(options, client, put_back)
-
-
-def _change(options: Namespace, client: S3Client, change: Callable[[Scheduler, str], str]) -> int:
-    """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
-    within = "failed/" if options.command == "retry" else ""
-    first, *rest = map(_plain, options.EVENT)
-    bucket, key = _split(first)
-    event = _EVENT.fullmatch(key)
-    home = names.folder_prefix(event["folder"] if event else key)
-    if event and within:  # a folder may itself be called "failed"
-        home = names.folder_prefix(home.removesuffix(f"/{within}"))
-    folder = Scheduler(bucket, home + within, client)
-    told = [first, *rest] if event else rest
-    if not (told or within):
-        raise InvalidEvent(f"{first!r} is no event; write the names of some behind it")
-    ends = (text.removeprefix(f"s3://{bucket}/").removeprefix(home) for text in told)
-    told = [folder.prefix + end.removeprefix(within) for end in ends]
-    for name in told:
-        names.parse(folder.prefix, name)  # refuses what is no event, before any is touched
-    # HEAD does not say what is missing, or why it is refused; LIST does.
-    client.list_objects_v2(Bucket=bucket, Prefix=folder.prefix, MaxKeys=1)
-    status = 0
-    for name in told or (event.name for event in folder.pending()):
-        try:
-            print(_uri(bucket, change(folder, name)), flush=True)
-        except (AlreadyScheduled, NotScheduled) as error:
-            complain(str(error))
-            status = 1
-    return status
-
-
-def run(options: Namespace, client: S3Client) -> int:
-    """Deliver what is due, once or every so often."""
-    scheduler = Scheduler(*_split(options.FOLDER), client)
-    log = _Log()
-    logger.handlers = [log]
-    logger.setLevel(logging.INFO)
-    # An interrupted run finishes what is in flight.
-    with contextlib.suppress(KeyboardInterrupt):
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, _stop)
-        while True:
-            began = time.monotonic()
-            log.failures = 0
-            _run_once(scheduler, options)
-            # Python drops what a handler raises while a finalizer is at work.
-            if not options.every or signal.getsignal(signal.SIGTERM) is not _stop:
-                break
-            time.sleep(max(0.0, began + options.every - time.monotonic()))
-    return 1 if log.failures else 0
-
-
-def _stop(*_: object) -> NoReturn:
-    # Once is enough: a second signal must not disturb the finishing.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.unraisablehook = lambda _: None  # should Python drop this, it need not say so
-    raise KeyboardInterrupt
-
-
-def _run_once(scheduler: Scheduler, options: Namespace) -> None:
+def _say(line: str) -> None:
     try:
-        run_due(
-            scheduler,
-            time_limit=options.time_limit,
-            retry_for=options.retry_for,
-            target_buckets=options.target_buckets,
-            shard=options.shard,
-        )
-    except Exception as error:
-        if not options.every or isinstance(error, InvalidEvent | BrokenPipeError):
-            raise
-        logger.error("%s; trying again in %g s", error, options.every)  # noqa: TRY400 - one line
-
-
-class _Log(logging.Handler):
-    """Shows what the library logs: an interrupted run returns no report."""
-
-    failures = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.failures += record.levelno >= logging.ERROR
-        if record.levelno > logging.INFO:
-            complain(record.getMessage())
-            return
-        arguments: Any = record.args
-        _, _, copied, failed, _, unfinished, max_delay = arguments
-        if copied or failed or unfinished:
-            late = f", up to {_words(timedelta(seconds=max_delay))} late" if copied else ""
-            more = "; more are due" if unfinished else ""
-            line = f"{copied} delivered{late}; {failed} failed{more}"
-            print(f"{datetime.now(timezone.utc):{_SECONDS}}  {line}", flush=True)
+        # At once: a reader who has seen enough ends us before the next request.
+        print(line, flush=True)
+    except OSError as error:
+        raise OutputError(f"the output could not be written: {error}") from error
 
 
 _ADVICE = {
@@ -239,42 +338,95 @@ _ADVICE = {
 }
 
 
-def complain(text: str) -> None:
+def _complain(error: object) -> None:
     """Say it on standard error, in one line, with advice."""
-    line = " ".join(text.splitlines()).rstrip(".")
+    line = " ".join(str(error).splitlines()).rstrip(".")
     advice = "".join(f"; {advice}" for words, advice in _ADVICE.items() if words in line)
     with contextlib.suppress(OSError):  # nobody reads
         print(f"s3-scheduler: {line}{advice}", file=sys.stderr)
 
 
-def _span(text: str) -> timedelta:
-    match = re.fullmatch(r"\+?([0-9]{1,9})([smhd])", text)
-    if not match:
-        raise ArgumentTypeError(f"{text!r} is not a span of time; write it like 90s, 10m, 2h or 3d")
-    return int(match[1]) * timedelta(seconds={"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+# Arguments
 
 
-def _when(text: str) -> str | timedelta:
-    return _span(text) if text.startswith("+") else text
+def _seconds(text: str) -> float:
+    if not re.fullmatch(f"{_NUMBER}|{_SPAN}", text):
+        raise ArgumentTypeError(
+            f"{text!r} is not a span of time; write it like 90s, 10m, 2h, 3d, 1w or 1h30m"
+        )
+    parts = re.findall(f"({_NUMBER})([wdhms]?)", text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > timedelta.max.total_seconds():
+        raise ArgumentTypeError(f"{text!r} is too long")
+    return seconds
 
 
-def seconds(text: str) -> float:
-    """Read a time that can be waited for."""
-    if not 0 < (number := float(text)) < 1e9:  # noqa: PLR2004
-        raise ValueError
-    return number
+def _some_seconds(text: str) -> float:
+    if not (seconds := _seconds(text)):
+        raise ArgumentTypeError(f"{text!r} is no time at all")
+    return seconds
 
 
-def shard(text: str) -> tuple[int, int]:
-    """Read I/N."""
-    index, _, count = text.partition("/")
-    return int(index), int(count)
+def _when(text: str) -> datetime:
+    from .names import to_utc
+
+    text = text.strip()
+    try:
+        if text[:1] in ("+", "-"):
+            span = timedelta(seconds=_seconds(text[1:]))
+            return datetime.now(timezone.utc) + (span if text[0] == "+" else -span)
+        return to_utc(text)
+    except OverflowError:
+        advice = "is outside the years 1 to 9999"
+    except ValueError:
+        advice = (
+            "is not a moment with its zone; write it like 2030-01-31T09:00:00Z, or +2h from now"
+        )
+        if re.fullmatch(_SPAN, text):
+            advice = f"is a span; for that long from now write +{text}"
+    raise ArgumentTypeError(f"{text!r} {advice}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ArgumentTypeError(f"{text!r} is not a shard; of two runners' write 0/2 and 1/2")
+    return int(match[1]), int(match[2])
+
+
+def _bucket(text: str) -> str:
+    if text.startswith("s3://"):
+        raise ArgumentTypeError(f"{text!r} is a URI; write the bucket alone: {text[5:].strip('/')}")
+    return text
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ArgumentTypeError(f"{text!r} is not a pair; write it like author=ann")
+    return key, value
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        _say(f"s3-scheduler {version('s3-scheduler')}")
+        parser.exit()
 
 
 _FOLDER = {"help": "such as s3://my-bucket/later"}
-_WHEN = {"type": _when, "help": "like 2030-01-31T09:00:00Z, or from now like +10m, +2h, +3d"}
+_WHEN = {
+    "type": _when,
+    "help": "like 2030-01-31T09:00:00Z, or from now like +90s, +10m, +2h, +3d, +1w, +1h30m",
+}
 _EVENTS = {"nargs": "+", "help": "URIs (quote them: they hold a |), or the folder's URI and names"}
 _NAME = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
+_BUCKETS = {"metavar": "B", "action": "append", "dest": "target_buckets", "type": _bucket}
+_EXIT_CODES = """\
+exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the last run, or
+check found a promise weaker; 2, it could not be done; 3, it was done as far as its output could
+be written; 130 and 141, interrupted, or nobody read its output"""
 
 
 def _parser() -> ArgumentParser:
@@ -286,18 +438,19 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="s3-scheduler",
         description="One-time events in a folder of an S3 bucket: see them, change them, run them.",
-        epilog="exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the "
-        "last run; 2, it could not be done",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[settings],
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    def command(name: str, run: Callable[[Namespace, S3Client], int], example: str) -> Any:
+    def command(name: str, run: Callable[[Namespace], int], example: str) -> Any:
         added = commands.add_parser(
             name,
             help=run.__doc__,
             description=run.__doc__,
-            epilog=f"example: s3-scheduler {name} {example}",
+            epilog=f"example: s3-scheduler {name} {example}".rstrip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,  # or it would wrap the example
             parents=[settings],
         )
@@ -313,13 +466,17 @@ def _parser() -> ArgumentParser:
     text = "exit code 1 if this very event is waiting"
     add("--no-replace", action="store_false", dest="replace", help=text)
     add("--content-type", metavar="TYPE", help="such as text/plain")
+    pairs: dict[str, Any] = {"metavar": "K=V", "type": _pair, "action": "append"}
+    add("--metadata", **pairs, help="that arrives with it; repeatable")
+    add("--tag", **pairs, dest="tags", help="that arrives with it; repeatable")
 
     add = command("list", list_, "s3://my-bucket/later --until +1h")
     add("FOLDER", **_FOLDER)
-    add("--from", metavar="T", type=_when, dest="after", help="due at such a WHEN or later")
-    add("--until", metavar="T", type=_when, dest="before", help="due before such a WHEN")
-    add("--failed", action="store_true", help="what was moved to FOLDER/failed instead")
-    add("--uri", action="store_true", help="the events' URIs, as cancel takes them, not targets")
+    add("--from", metavar="WHEN", type=_when, dest="after", help="due then or later")
+    add("--until", metavar="WHEN", type=_when, dest="before", help="due before then")
+    add("--failed", action="store_true", help="what was moved to FOLDER/failed, with S3's code")
+    add("--invalid", action="store_true", help="what does not parse as an event, past or future")
+    add("--uri", action="store_true", help="only the events' URIs, as cancel takes them")
     add("--json", action="store_true", help="one JSON object a line")
 
     command("cancel", cancel, _NAME)("EVENT", **_EVENTS)
@@ -329,44 +486,64 @@ def _parser() -> ArgumentParser:
     add = command("retry", retry, "s3://my-bucket/later")
     add("EVENT", nargs="+", help=f"the folder's URI alone, for all; {_EVENTS['help']}")
 
-    add = command("run", run, "s3://my-bucket/later --every 60 --time-limit 50")
+    add = command("run", run, "s3://my-bucket/later --every 1m --time-limit 50s")
     add("FOLDER", **_FOLDER)
-    add("--every", metavar="SECONDS", type=seconds, help="again, until SIGTERM or Ctrl-C")
-    add("--time-limit", metavar="SECONDS", type=seconds, help="begin nothing after it")
-    add("--shard", metavar="I/N", type=shard, default=(0, 1), help="of two at once: 0/2, 1/2")
-    text = "the only one that events may go to, or one of several"
-    add("--target-bucket", metavar="B", action="append", dest="target_buckets", help=text)
-    text = "before a failing event is moved to failed/, like 90m or 7d; 1d if not given"
-    add("--retry-for", metavar="SPAN", type=_span, default="1d", help=text)
+    text = "again, until SIGTERM or Ctrl-C; what falls due meanwhile is delivered at its moment"
+    add("--every", metavar="SPAN", type=_some_seconds, help=text)
+    text = "deliver what falls due in that time, too, each at its moment; as --every if not given"
+    add("--ahead", metavar="SPAN", type=_seconds, help=text)
+    text = "never overwrite a target, so that nothing is delivered twice"
+    add("--once", action="store_true", help=text)
+    add("--time-limit", metavar="SPAN", type=_some_seconds, help="begin nothing after it")
+    text = "before a failing event is moved to FOLDER/failed; 1d if not given"
+    add("--retry-for", metavar="SPAN", type=_seconds, default="1d", help=text)
+    add("--shard", metavar="I/N", type=_shard, default=(0, 1), help="of two at once: 0/2, 1/2")
+    add("--target-bucket", **_BUCKETS, help="that events may go to, and no other; repeatable")
 
-    text = "Watch it at work on an S3 server of its own: no AWS account needed."
-    commands.add_parser("demo", help=text, description=text)
+    add = command("check", check, "s3://my-bucket/later --target-bucket shop-emails")
+    add("FOLDER", **_FOLDER)
+    add("--target-bucket", **_BUCKETS, help="that one object is copied to; repeatable")
+    text = "only what this role needs; both if not given"
+    add("--as", dest="role", choices=["application", "runner"], help=text)
+    add("--json", action="store_true", help="one JSON object a line")
+    command("demo", demo, "")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; `argv` without the program, None: the shell's."""
-    unset = Namespace(endpoint_url=None, profile=None, region=None, debug=False)
-    options = _parser().parse_args(argv, unset)
+    options = Namespace(endpoint_url=None, profile=None, region=None, debug=False, command="")
     try:
-        if options.command == "demo":
-            return demo.main()
-        session = boto3.Session(profile_name=options.profile, region_name=options.region)
-        client = session.client("s3", endpoint_url=options.endpoint_url, config=CONFIG)
-        status: int = options.run(options, client)
-        print(end="", flush=True)
-    except BrokenPipeError:
-        # Whoever read has seen enough: what is still in the buffer goes nowhere, in silence.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0 if options.command == "list" else 141
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        # argparse would take a moment such as -5m for an option.
+        past = re.compile(rf"-({_SPAN}|{_NUMBER})")
+        arguments = sys.argv[1:] if argv is None else argv
+        arguments = [f" {text}" if past.fullmatch(text) else text for text in arguments]
+        options = _parser().parse_args(arguments, options)
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; send it to /dev/null if nobody reads it")
+        status: int = options.run(options)
+    except OutputError as error:
+        return _give_up_output(error, options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - one clear line, whatever it is
         if options.debug:
             traceback.print_exc()
-        complain(str(error))
+        _complain(error)
         return 1 if isinstance(error, AlreadyScheduled) else 2
     return status
+
+
+def _give_up_output(error: OutputError, options: Namespace) -> int:
+    if sys.stdout is not None:
+        # Or Python would try to write what is still in the buffer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error.__cause__, BrokenPipeError):
+        return 0 if options.command == "list" else 141  # the reader has seen enough
+    _complain(error)
+    return 3
 
 
 if __name__ == "__main__":
