@@ -156,16 +156,16 @@ class Clock:
     """Time as a run sees it: `now` goes on from the moment that it was told."""
 
     def __init__(self, now: datetime) -> None:
-        self._began = time.monotonic()
-        self._now = now
+        self.began = now
+        self._start = time.monotonic()
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._start
 
     def now(self) -> datetime:
         """The moment, in UTC."""
-        return _shifted(self._now, self.elapsed())
+        return _shifted(self.began, self.elapsed())
 
     def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
         """The next item of the queue; raises `Empty` after so many seconds; None: never."""
@@ -188,7 +188,7 @@ class Run:
     stop: Callable[[], bool] | None
 
     def __post_init__(self) -> None:
-        prefix, now = self.folder.prefix, self.clock.now()
+        prefix, now = self.folder.prefix, self.clock.began
         expired = ""
         if self.retry_for is not None:
             expired = names.upper_bound(prefix, _shifted(now, -self.retry_for))
