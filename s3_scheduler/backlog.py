@@ -288,8 +288,8 @@ class Backlog:
                 heapq.heappush(self._order, rank)
 
     def _take(self, lane: _Lane) -> Event:
-        if lane.failures and lane.refused and not lane.shut:
-            # The oldest may all be of one denied prefix, so others have a chance, too.
+        if lane.failures and not lane.shut:
+            # The oldest may all be of one prefix that fails, so others have a chance, too.
             index = random.randrange(len(lane.ready))  # noqa: S311 - nothing secret
             lane.ready[index], lane.ready[-1] = lane.ready[-1], lane.ready[index]
             _, event = lane.ready.pop()
