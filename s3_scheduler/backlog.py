@@ -321,13 +321,17 @@ class Backlog:
         refused: bool = False,
         unanswered: bool = False,
         quarantined: bool = False,
+        healthy: bool = False,
     ) -> None:
-        """The copy failed: S3 refused the event, or never answered, or anything else."""
+        """The copy failed: S3 refused the event, or never answered, or its bucket is healthy."""
         lane = self._answered(event, now)
         lane.prompt = False
         lane.failures += 1
         lane.unanswered += unanswered
         lane.refused = lane.refused and refused
+        if healthy:
+            lane.delivered = True
+            self._grow(lane)
         if quarantined:
             lane.failures *= not lane.shut  # what it is to do
             self._grow(lane)

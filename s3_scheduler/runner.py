@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from . import names
-from .answers import is_callers_fault, may_have_arrived, without_traceback
+from .answers import error_code, is_callers_fault, may_have_arrived, without_traceback
 from .backlog import SILENCE, Backlog
 from .delivery import Copied, Delivery, Throttled
 from .folder import PAGE, Changed, Folder, Gone
@@ -357,6 +357,7 @@ class Run:
                 refused=is_callers_fault(outcome.error),
                 unanswered=may_have_arrived(outcome.error),
                 quarantined=outcome.quarantined,
+                healthy=error_code(outcome.error) == "TargetExists",
             )
 
     # Deleting
