@@ -626,3 +626,17 @@ def test_order_and_isolation(folder):
     assert (report.copied, report.failed) == (30, 10)
     assert len(folder.waiting) == 10
     assert out_of_order(folder.s3.history) == []
+
+
+@needs_once
+def test_many_that_exist(folder):
+    """However many find their targets taken, the others for the same bucket are delivered."""
+    for i in range(150):
+        folder.put(1_000 - i, f"taken{i}")
+        folder.s3.put("target", f"taken{i}", b"theirs")
+    for i in range(20):
+        folder.put(20 - i, f"free{i}")
+    report = folder.run(once=True)
+    assert report.copied == 20
+    assert set(codes(report)) == {"TargetExists"}
+    assert repeats(folder.s3.history) == 0
