@@ -19,14 +19,13 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, unquote, urlencode
 
-from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
+from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .folder import Folder
     from .names import Event
-    from .report import Report
     from .scheduler import Scheduler
 
 _SECONDS = "%Y-%m-%dT%H:%M:%SZ"
@@ -48,16 +47,18 @@ class OutputError(Exception):
 def schedule(options: Namespace) -> int:
     """At WHEN, let the content of FILE appear at TARGET; prints the event's URI."""
     scheduler = _scheduler(options, *_split(options.FOLDER))
-    bucket, key = _split(options.TARGET)
-    extra: dict[str, Any] = {"ContentType": options.content_type} if options.content_type else {}
-    if options.metadata:
-        extra["Metadata"] = dict(options.metadata)
-    if options.tags:
-        extra["Tagging"] = urlencode(dict(options.tags))
+    extra = {
+        "ContentType": options.content_type,
+        "Metadata": dict(options.metadata),
+        "Tagging": urlencode(dict(options.tags)),
+    }
     with open(options.FILE, "rb", closefd=options.FILE != 0) as file:
-        body = file if options.replace or file.seekable() else file.read()
         name = scheduler.schedule(
-            options.WHEN, bucket, key, body, replace=options.replace, extra_args=extra
+            options.WHEN,
+            *_split(options.TARGET),
+            file if not options.no_replace or file.seekable() else file.read(),
+            replace=not options.no_replace,
+            extra_args={argument: value for argument, value in extra.items() if value},
         )
     _say(_uri(scheduler.folder, name))
     return 0
@@ -65,46 +66,35 @@ def schedule(options: Namespace) -> int:
 
 def list_(options: Namespace) -> int:
     """Show what waits, soonest first: when (UTC), how far off, bytes, target."""
+    bounds = {"after": options.after, "before": options.before}
+    if any(bounds.values()) and (options.failed or options.invalid):
+        raise ValueError("--from and --until choose from what waits; leave them out")
     scheduler = _scheduler(options, *_split(options.FOLDER))
     if options.invalid:
-        if options.after or options.before:
-            raise ValueError("--invalid takes no --from or --until: what it lists has no due time")
-        for page in scheduler.folder.pages():
-            for name in page.invalid:
-                uri = _uri(scheduler.folder, name)
-                _say(json.dumps({"name": name, "uri": uri}) if options.json else uri)
+        for name in (name for page in scheduler.folder.pages() for name in page.invalid):
+            uri = _uri(scheduler.folder, name)
+            _say(json.dumps({"name": name, "uri": uri}) if options.json else uri)
         return 0
-    for event in _chosen(scheduler, options):
+    for event in scheduler.failed() if options.failed else scheduler.pending(**bounds):
         _say(_line(scheduler.folder, event, options))
     return 0
-
-
-def _chosen(scheduler: Scheduler, options: Namespace) -> Iterator[Event]:
-    after, before = options.after, options.before
-    if not options.failed:
-        return scheduler.pending(after=after, before=before)
-    return (
-        event
-        for event in scheduler.failed()
-        if (after is None or after <= event.due) and (before is None or event.due < before)
-    )
 
 
 def _line(folder: Folder, event: Event, options: Namespace) -> str:
     from .names import format_due
 
     uri = _uri(folder, event.name)
-    failed = folder.is_failed(event.name)
+    code = folder.failure_code(event.name) if options.failed else ""
     if options.json:
-        code = {"code": folder.failure_code(event.name)} if failed else {}
-        return json.dumps({**asdict(event), "due": format_due(event.due), "uri": uri, **code})
+        more = {"due": format_due(event.due), "uri": uri, **({"code": code} if code else {})}
+        return json.dumps({**asdict(event), **more})
     if options.uri:
         return uri
     left = event.due - datetime.now(timezone.utc)
     off = f"in {_words(left)}" if left > timedelta() else f"{_words(-left)} late"
-    why = f"{folder.failure_code(event.name):<20}  " if failed else ""
+    code = code and f"{code:<20}  "
     target = _escaped(f"s3://{event.bucket}/{event.key}")
-    return f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {why}{target}"
+    return f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {code}{target}"
 
 
 def cancel(options: Namespace) -> int:
@@ -135,8 +125,6 @@ def retry(options: Namespace) -> int:
     def put_back(scheduler: Scheduler, name: str) -> str:
         folder = scheduler.folder
         if not folder.is_failed(name):  # the name that it had before
-            if folder.look(name):
-                raise SchedulerError(f"{name!r} has not failed: it is waiting")
             failed = (event.name for event in scheduler.failed())
             name = next((each for each in failed if folder.original_name(each) == name), name)
         return scheduler.retry(name)
@@ -146,41 +134,38 @@ def retry(options: Namespace) -> int:
 
 def _change(options: Namespace, change: Callable[[Scheduler, str], str]) -> int:
     """Change events, told by their URIs, or by the folder's URI and names; print the new URIs."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    scheduler, texts = _home(options)
+    scheduler, texts = _told(options)
     # HEAD does not say what is missing, or why it is refused; LIST does.
     scheduler.folder.page("", limit=1)
     status = 0
-    for text in texts if texts is not None else (event.name for event in scheduler.failed()):
+    for text in texts or (event.name for event in scheduler.failed()):
         try:
             new_name = change(scheduler, _name(scheduler.folder, text))
-        except (BotoCoreError, ClientError, SchedulerError) as error:
-            _complain(error)
-            absent = not isinstance(error, InvalidEvent) and isinstance(error, SchedulerError)
-            status = max(status, 1 if absent else 2)
+        except Exception as error:  # noqa: BLE001 - the others can be changed all the same
+            status = max(status, _complain(error))
         else:
             _say(_uri(scheduler.folder, new_name))
     return status
 
 
-def _home(options: Namespace) -> tuple[Scheduler, list[str] | None]:
-    """The scheduler of the folder that is told, and the events; None: all that failed."""
-    first, *rest = options.EVENT
-    bucket, key = _split(_unescaped(first))
+def _told(options: Namespace) -> tuple[Scheduler, list[str]]:
+    """The scheduler of the folder, and the events; none: all that failed."""
+    from .folder import Folder
+
+    bucket, key = _split(_unescaped(options.EVENT[0]))
     # An event's URI is read from its front: its key may look like another event's.
-    for slash in (match.start() for match in re.finditer("/", key)):
+    for folder in (key[: slash.start()] for slash in re.finditer("/", key)):
         with contextlib.suppress(ValueError):
-            scheduler = _scheduler(options, bucket, key[:slash])
-            scheduler.folder.parse(key)
-            return scheduler, [first, *rest]
-    if not rest and options.command != "retry":
+            Folder(bucket, folder).parse(key)
+            return _scheduler(options, bucket, folder), options.EVENT
+    first, *rest = options.EVENT
+    if not (rest or options.command == "retry"):
         raise ValueError(f"{first!r} is not the URI of an event; write the names of some behind it")
-    return _scheduler(options, *_split(first)), rest or None
+    return _scheduler(options, *_split(first)), rest
 
 
 def _name(folder: Folder, text: str) -> str:
-    """The name of an event that is told by its URI, or by its name, be it without the folder."""
+    """The name of an event, told by its URI, or by its name with or without the folder."""
     home = f"s3://{folder.bucket}/{folder.prefix}"
     if text.startswith("s3://"):
         text = _unescaped(text)
@@ -191,14 +176,14 @@ def _name(folder: Folder, text: str) -> str:
 
 def run(options: Namespace) -> int:
     """Deliver what is due, once or every so often."""
+    scheduler = _scheduler(options, *_split(options.FOLDER))
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[assignment, method-assign]
+    logging.getLogger(__package__).handlers = [handler]
     stopped: list[int] = []
     for signum in _SIGNALS:
         # A flag, so that an interrupted run finishes what is in flight, and reports it.
         signal.signal(signum, lambda number, _: stopped.append(number))
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger(__package__).handlers = [handler]
-    scheduler = _scheduler(options, *_split(options.FOLDER))
     status = 0
     while not stopped:
         began = time.monotonic()
@@ -220,7 +205,7 @@ def _run_once(scheduler: Scheduler, options: Namespace, stop: Callable[[], bool]
             time_limit=options.time_limit,
             retry_for=options.retry_for,
             once=options.once,
-            target_buckets=options.target_buckets,
+            target_buckets=options.target_buckets or None,
             shard=options.shard,
             stop=stop,
         )
@@ -229,18 +214,13 @@ def _run_once(scheduler: Scheduler, options: Namespace, stop: Callable[[], bool]
             raise
         _complain(f"{error}; trying again in {options.every:g} s")
         return 2
-    if line := _summary(report):
-        _say(f"{datetime.now(timezone.utc):{_SECONDS}}  {line}")
+    if report.copied or report.delivered_before or report.failed or report.unfinished:
+        late = f", up to {_words(report.max_lateness)} late" if report.copied else ""
+        before = f"; {report.delivered_before} delivered before" if report.delivered_before else ""
+        line = f"{report.copied} delivered{late}{before}; {report.failed} failed"
+        more = "; more are due" if report.unfinished else ""
+        _say(f"{datetime.now(timezone.utc):{_SECONDS}}  {line}{more}")
     return 1 if report.failed else 0
-
-
-def _summary(report: Report) -> str:
-    if not (report.copied or report.delivered_before or report.failed or report.unfinished):
-        return ""
-    late = f", up to {_words(report.max_lateness)} late" if report.copied else ""
-    before = f"; {report.delivered_before} delivered before" if report.delivered_before else ""
-    more = "; more are due" if report.unfinished else ""
-    return f"{report.copied} delivered{late}{before}; {report.failed} failed{more}"
 
 
 def check(options: Namespace) -> int:
@@ -258,7 +238,7 @@ def check(options: Namespace) -> int:
         signal.signal(signum, _interrupt)
     folder = _scheduler(options, *_split(options.FOLDER)).folder
     roles = [options.role] if options.role else ["application", "runner"]
-    Check(folder, tell).run(roles, options.target_buckets or [])
+    Check(folder, tell).run(roles, options.target_buckets)
     return max(statuses)
 
 
@@ -338,12 +318,13 @@ _ADVICE = {
 }
 
 
-def _complain(error: object) -> None:
-    """Say it on standard error, in one line, with advice."""
+def _complain(error: object) -> int:
+    """Say it on standard error, in one line, with advice; returns an exit code."""
     line = " ".join(str(error).splitlines()).rstrip(".")
     advice = "".join(f"; {advice}" for words, advice in _ADVICE.items() if words in line)
     with contextlib.suppress(OSError):  # nobody reads
         print(f"s3-scheduler: {line}{advice}", file=sys.stderr)
+    return 1 if isinstance(error, AlreadyScheduled | NotScheduled) else 2
 
 
 # Arguments
@@ -361,7 +342,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _some_seconds(text: str) -> float:
+def _pause(text: str) -> float:
     if not (seconds := _seconds(text)):
         raise ArgumentTypeError(f"{text!r} is no time at all")
     return seconds
@@ -415,98 +396,85 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-_FOLDER = {"help": "such as s3://my-bucket/later"}
-_WHEN = {
-    "type": _when,
-    "help": "like 2030-01-31T09:00:00Z, or from now like +90s, +10m, +2h, +3d, +1w, +1h30m",
-}
-_EVENTS = {"nargs": "+", "help": "URIs (quote them: they hold a |), or the folder's URI and names"}
-_NAME = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
-_BUCKETS = {"metavar": "B", "action": "append", "dest": "target_buckets", "type": _bucket}
 _EXIT_CODES = """\
-exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the last run, or
-check found a promise weaker; 2, it could not be done; 3, it was done as far as its output could
-be written; 130 and 141, interrupted, or nobody read its output"""
+exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the last run, or a
+promise is weaker here; 2, it could not be done; 3, its output could not be written; 130 and 141,
+interrupted, or nobody read its output"""
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     settings = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     settings.add_argument("--endpoint-url", metavar="URL", help="of an S3 that is not Amazon's")
     settings.add_argument("--profile", metavar="NAME", help="of your AWS configuration")
     settings.add_argument("--region", metavar="NAME", help="of the folder's bucket")
     settings.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = ArgumentParser(
-        prog="s3-scheduler",
-        description="One-time events in a folder of an S3 bucket: see them, change them, run them.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[settings],
-    )
+    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [settings]}
+    text = "One-time events in a folder of an S3 bucket: see them, change them, run them."
+    parser = ArgumentParser(prog="s3-scheduler", description=text, epilog=_EXIT_CODES, **shape)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    def command(name: str, run: Callable[[Namespace], int], example: str) -> Any:
-        added = commands.add_parser(
-            name,
-            help=run.__doc__,
-            description=run.__doc__,
-            epilog=f"example: s3-scheduler {name} {example}".rstrip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # or it would wrap the example
-            parents=[settings],
-        )
+    def command(run: Callable[[Namespace], int], example: str = "", *, folder: bool = False) -> Any:
+        name = run.__name__.rstrip("_")
+        texts: Any = {"help": run.__doc__, "description": run.__doc__}
+        example = f"example: s3-scheduler {name} {example}"
+        added = commands.add_parser(name, **texts, epilog=example, **shape)
         added.set_defaults(run=run)
+        if folder:
+            added.add_argument("FOLDER", help="such as s3://my-bucket/later")
         return added.add_argument
 
+    event = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
+    events = "URIs (quote them: they hold a |), or the folder's URI and names"
+    when = "like 2030-01-31T09:00:00Z, or from now like +90s, +10m, +2h, +3d, +1w, +1h30m"
+    flag: Any = {"action": "store_true"}
+    several: Any = {"action": "append", "default": []}
+    pairs = {**several, "metavar": "K=V", "type": _pair}
+    buckets = {**several, "metavar": "B", "type": _bucket, "dest": "target_buckets"}
+
     example = "s3://my-bucket/later +2h s3://shop/welcome/42.json welcome.json"
-    add = command("schedule", schedule, example)
-    add("FOLDER", **_FOLDER)
-    add("WHEN", **_WHEN)
+    add = command(schedule, example, folder=True)
+    add("WHEN", type=_when, help=when)
     add("TARGET", help="such as s3://shop/welcome/42.json")
     add("FILE", type=lambda path: 0 if path == "-" else path, help="-: standard input")
-    text = "exit code 1 if this very event is waiting"
-    add("--no-replace", action="store_false", dest="replace", help=text)
+    add("--no-replace", **flag, help="exit code 1 if this very event is waiting")
     add("--content-type", metavar="TYPE", help="such as text/plain")
-    pairs: dict[str, Any] = {"metavar": "K=V", "type": _pair, "action": "append"}
     add("--metadata", **pairs, help="that arrives with it; repeatable")
     add("--tag", **pairs, dest="tags", help="that arrives with it; repeatable")
 
-    add = command("list", list_, "s3://my-bucket/later --until +1h")
-    add("FOLDER", **_FOLDER)
+    add = command(list_, "s3://my-bucket/later --until +1h", folder=True)
     add("--from", metavar="WHEN", type=_when, dest="after", help="due then or later")
     add("--until", metavar="WHEN", type=_when, dest="before", help="due before then")
-    add("--failed", action="store_true", help="what was moved to FOLDER/failed, with S3's code")
-    add("--invalid", action="store_true", help="what does not parse as an event, past or future")
-    add("--uri", action="store_true", help="only the events' URIs, as cancel takes them")
-    add("--json", action="store_true", help="one JSON object a line")
+    add("--failed", **flag, help="what was moved to FOLDER/failed instead, with S3's code")
+    add("--invalid", **flag, help="what does not parse as an event instead, past or future")
+    add("--uri", **flag, help="URIs only, one a line, as cancel takes them")
+    add("--json", **flag, help="one JSON object a line")
 
-    command("cancel", cancel, _NAME)("EVENT", **_EVENTS)
-    add = command("reschedule", reschedule, f"{_NAME} +3d")
-    add("EVENT", **_EVENTS)
-    add("WHEN", **_WHEN)
-    add = command("retry", retry, "s3://my-bucket/later")
-    add("EVENT", nargs="+", help=f"the folder's URI alone, for all; {_EVENTS['help']}")
+    command(cancel, event)("EVENT", nargs="+", help=events)
+    add = command(reschedule, f"{event} +3d")
+    add("EVENT", nargs="+", help=events)
+    add("WHEN", type=_when, help=when)
+    text = f"the folder's URI alone, for all; {events}"
+    command(retry, "s3://my-bucket/later")("EVENT", nargs="+", help=text)
 
-    add = command("run", run, "s3://my-bucket/later --every 1m --time-limit 50s")
-    add("FOLDER", **_FOLDER)
-    text = "again, until SIGTERM or Ctrl-C; what falls due meanwhile is delivered at its moment"
-    add("--every", metavar="SPAN", type=_some_seconds, help=text)
-    text = "deliver what falls due in that time, too, each at its moment; as --every if not given"
-    add("--ahead", metavar="SPAN", type=_seconds, help=text)
-    text = "never overwrite a target, so that nothing is delivered twice"
-    add("--once", action="store_true", help=text)
-    add("--time-limit", metavar="SPAN", type=_some_seconds, help="begin nothing after it")
+    add = command(run, "s3://my-bucket/later --every 1m --time-limit 50s", folder=True)
+    span: Any = {"metavar": "SPAN", "type": _seconds}
+    text = "again, until SIGTERM or Ctrl-C; punctually, for it stands for --ahead, too"
+    add("--every", **{**span, "type": _pause}, help=text)
+    add("--ahead", **span, help="deliver what falls due within SPAN, too, each at its moment")
+    add("--once", **flag, help="never overwrite a target, so that nothing is delivered twice")
+    add("--time-limit", **{**span, "type": _pause}, help="begin nothing after it")
     text = "before a failing event is moved to FOLDER/failed; 1d if not given"
-    add("--retry-for", metavar="SPAN", type=_seconds, default="1d", help=text)
+    add("--retry-for", **span, default="1d", help=text)
     add("--shard", metavar="I/N", type=_shard, default=(0, 1), help="of two at once: 0/2, 1/2")
-    add("--target-bucket", **_BUCKETS, help="that events may go to, and no other; repeatable")
+    add("--target-bucket", **buckets, help="that events may go to, and to no other; repeatable")
 
-    add = command("check", check, "s3://my-bucket/later --target-bucket shop-emails")
-    add("FOLDER", **_FOLDER)
-    add("--target-bucket", **_BUCKETS, help="that one object is copied to; repeatable")
-    text = "only what this role needs; both if not given"
-    add("--as", dest="role", choices=["application", "runner"], help=text)
-    add("--json", action="store_true", help="one JSON object a line")
-    command("demo", demo, "")
+    add = command(check, "s3://my-bucket/later --target-bucket shop-emails", folder=True)
+    add("--target-bucket", **buckets, help="that one object is copied to; repeatable")
+    roles: Any = {"dest": "role", "choices": ["application", "runner"]}
+    add("--as", **roles, help="only what this role needs; both if not given")
+    add("--json", **flag, help="one JSON object a line")
+    command(demo)
     return parser
 
 
@@ -531,8 +499,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - one clear line, whatever it is
         if options.debug:
             traceback.print_exc()
-        _complain(error)
-        return 1 if isinstance(error, AlreadyScheduled) else 2
+        return _complain(error)
     return status
 
 
