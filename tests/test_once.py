@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from s3_scheduler import Scheduler, run_due
+from support.clock import FakeClock, run_by
 from support.fakes3 import (
     SERVERS,
     CopyError,
@@ -31,7 +32,7 @@ from support.fakes3 import (
     on,
 )
 from support.folder import DENIED, NOW, WIDTH, copies, lost, opened, out_of_order, repeats
-from support.once import needs_once
+from support.once import either, needs_once
 
 GIB = 1024**3
 DAY = 86_400
@@ -414,6 +415,45 @@ def test_rewritten_source(folder, size):
     assert lost(folder.s3.history) == []
 
 
+@either
+def test_rewritten_again_and_again(folder, once):
+    """An event that is replaced before each copy is left to the next run, and is no failure."""
+    name = folder.put(60, content=b"0")
+    folder.put(59, "other")
+    contents = iter(range(1, 1_000))
+
+    def rewrite(request):
+        if request.operation == "CopyObject" and request.key == "k":
+            folder.s3.put("events", name, b"%d" % next(contents))
+
+    folder.s3.before = rewrite
+    report = folder.run(once=once)
+    assert (report.copied, report.failed, report.unfinished) == (1, 0, True)
+    assert folder.waiting == [name]
+    assert folder.s3.count()["CopyObject"] <= 6
+    heal(folder)
+    assert folder.run(once=once).copied == 1
+    assert folder.waiting == []
+    assert lost(folder.s3.history) == []
+
+
+@either
+def test_rewritten_when_time_is_over(folder, once):
+    """So is one that is replaced when no time is left."""
+    name, clock = folder.put(60, content=b"old"), FakeClock(NOW)
+
+    def rewrite(request):
+        if request.operation == "CopyObject":
+            folder.s3.put("events", name, b"new")
+            clock.seconds = 10
+
+    folder.s3.before = rewrite
+    report = run_by(folder.scheduler, clock, once=once, time_limit=10)
+    assert (report.copied, report.failed, report.unfinished) == (0, 0, True)
+    assert folder.s3.count()["CopyObject"] == 1
+    assert folder.waiting == [name]
+
+
 @needs_once
 def test_rewritten_to_what_is_there(folder):
     """An event that is replaced by what its target holds already was delivered before."""
@@ -515,7 +555,7 @@ def test_off_by_default(folder, size):
     assert folder.arrived == {"k": b"mine"}
 
 
-@pytest.mark.parametrize("once", [False, pytest.param(True, marks=needs_once)])
+@either
 def test_costs_nothing(folder, once):
     """Where no target exists it costs no request: one LIST, n copies, n/50 deletes."""
     folder.put_many(100)
