@@ -138,6 +138,7 @@ def growth(due, kind):
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_waiting():
     """The memory of a run does not grow with the events that wait."""
     assert growth(1_000_000, "waiting") < 4 * MB

@@ -95,6 +95,7 @@ def test_the_sdist_can_be_built_from(dist, unpacked):
         assert copy.namelist() == original.namelist()
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_all_that_its_tests_need(unpacked):
     """In what a distributor downloads every test can be collected."""
     listed = run("-m", "pytest", "--collect-only", "-q", "-n0", "-m", "", cwd=unpacked)

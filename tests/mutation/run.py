@@ -18,13 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # The tests of a module, the quickest to fail first.
 TESTS = {
-    "names": ["test_names.py"],
-    "report": ["test_runner.py"],
-    "backlog": ["test_backlog.py", "test_runner.py"],
-    "unconfirmed": ["test_runner.py"],
-    "answers": ["test_delivery.py", "test_runner.py"],
-    "multipart": ["test_multipart.py"],
-    "delivery": ["test_delivery.py", "test_runner.py"],
+    "names": "names scheduler",
+    "answers": "failures folder nothing_lost whole",
+    "report": "runner failures",
+    "backlog": "backlog",
+    "unconfirmed": "limits nothing_lost order",
+    "multipart": "multipart whole",
+    "folder": "folder multipart whole nothing_lost failures scheduler",
+    "delivery": "failures once whole order nothing_lost",
 }
 CONFIG = """
 [cosmic-ray]
@@ -49,7 +50,7 @@ def mutate(module: str, timeout: float) -> str:
         for name in ("s3_scheduler", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "tox.ini", copy)
-        tests = " ".join(f"tests/{name}" for name in TESTS[module])
+        tests = " ".join(f"tests/test_{name}.py" for name in TESTS[module].split())
         text = CONFIG.format(module=module, timeout=timeout, python=sys.executable, tests=tests)
         (copy / "mutation.toml").write_text(text)
 
