@@ -31,6 +31,7 @@ if "GITHUB_REPOSITORY" in os.environ:
         "Issues": f"{SOURCE}/issues",
         "Changes": f"{SOURCE}/blob/main/README.md#changes",
     }
+LEFTOVERS = {"__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
 
 class SelfContained(sdist):
@@ -45,7 +46,7 @@ class SelfContained(sdist):
         more = {
             str(path.relative_to(root))
             for path in found
-            if path.is_file() and "__pycache__" not in path.parts
+            if path.is_file() and LEFTOVERS.isdisjoint(path.parts)
         }
         super().make_release_tree(base_dir, sorted({*files, *more}))
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # The tests of a module, the quickest to fail first.
 TESTS = {
     "names": "names scheduler",
-    "answers": "failures folder nothing_lost whole",
+    "answers": "answers failures folder nothing_lost whole",
     "report": "runner failures",
     "backlog": "backlog",
     "unconfirmed": "limits nothing_lost order",
