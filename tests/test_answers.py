@@ -1,5 +1,7 @@
 """What an answer of S3 means, by its code and status."""
 
+from typing import Any
+
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -25,7 +27,7 @@ from s3_scheduler.errors import CopyRefused
 
 
 def answer(status, code, **metadata):
-    response = {
+    response: Any = {
         "Error": {"Code": code, "Message": ""},
         "ResponseMetadata": {"HTTPStatusCode": status, **metadata},
     }
@@ -122,6 +124,11 @@ def test_not_the_callers_fault(status, code):
 def test_faults_that_are_not_answers(error, at_fault):
     """What is refused before anything is sent is the event's own fault; silence is not."""
     assert is_callers_fault(error) is at_fault
+
+
+def test_what_the_library_itself_refuses():
+    """Such an error says its code and its reason, as one of S3's does."""
+    assert str(CopyRefused("TargetExists", "it is there")) == "TargetExists: it is there"
 
 
 @pytest.mark.parametrize(

@@ -515,7 +515,7 @@ CALLS = {
     [
         (datetime(2030, 1, 31, 9), "no time zone"),  # noqa: DTZ001
         ("2030-01-31T09:00:00", "no time zone"),
-        ("tomorrow", "not an ISO 8601 time"),
+        ("tomorrow", "ISO 8601 string such as"),
         (date(2030, 1, 31), "is not an? .*moment"),
         (1896080400, "is not an? .*moment"),
         ("0001-01-01T00:00+01:00", "outside the years 1 to 9999"),
