@@ -93,7 +93,7 @@ def _line(folder: Folder, event: Event, options: Namespace) -> str:
     left = event.due - datetime.now(timezone.utc)
     off = f"in {_words(left)}" if left > timedelta() else f"{_words(-left)} late"
     code = code and f"{code:<20}  "
-    target = _escaped(f"s3://{event.bucket}/{event.key}")
+    target = escaped(f"s3://{event.bucket}/{event.key}")
     return f"{event.due:{_SECONDS}}  {off:>16}  {event.size:>14,} B  {code}{target}"
 
 
@@ -152,7 +152,7 @@ def _told(options: Namespace) -> tuple[Scheduler, list[str]]:
     """The scheduler of the folder, and the events; none: all that failed."""
     from .folder import Folder
 
-    bucket, key = _split(_unescaped(options.EVENT[0]))
+    bucket, key = _split(unescaped(options.EVENT[0]))
     # An event's URI is read from its front: its key may look like another event's.
     for folder in (key[: slash.start()] for slash in re.finditer("/", key)):
         with contextlib.suppress(ValueError):
@@ -168,7 +168,7 @@ def _name(folder: Folder, text: str) -> str:
     """The name of an event, told by its URI, or by its name with or without the folder."""
     home = f"s3://{folder.bucket}/{folder.prefix}"
     if text.startswith("s3://"):
-        text = _unescaped(text)
+        text = unescaped(text)
         if not text.startswith(home):
             raise InvalidEvent(f"{text!r} is not in {home}; name the events of one folder at once")
     return folder.prefix + text.removeprefix(home).removeprefix(folder.prefix)
@@ -178,7 +178,7 @@ def run(options: Namespace) -> int:
     """Deliver what is due, once or every so often."""
     scheduler = _scheduler(options, *_split(options.FOLDER))
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[assignment, method-assign]
+    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore
     logging.getLogger(__package__).handlers = [handler]
     stopped: list[int] = []
     for signum in _SIGNALS:
@@ -280,15 +280,15 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _uri(folder: Folder, name: str) -> str:
-    return _escaped(f"s3://{folder.bucket}/{name}")
+    return escaped(f"s3://{folder.bucket}/{name}")
 
 
-def _escaped(uri: str) -> str:
-    # One line, whatever the key, which `_unescaped` takes back.
+def escaped(uri: str) -> str:
+    # One line, whatever the key, which `unescaped` takes back.
     return re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), uri)
 
 
-def _unescaped(uri: str) -> str:
+def unescaped(uri: str) -> str:
     return re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), uri)
 
 
@@ -322,8 +322,8 @@ def _complain(error: object) -> int:
     """Say it on standard error, in one line, with advice; returns an exit code."""
     line = " ".join(str(error).splitlines()).rstrip(".")
     advice = "".join(f"; {advice}" for words, advice in _ADVICE.items() if words in line)
-    with contextlib.suppress(OSError):  # nobody reads
-        print(f"s3-scheduler: {line}{advice}", file=sys.stderr)
+    with contextlib.suppress(AttributeError, OSError):  # nobody reads
+        sys.stderr.write(f"s3-scheduler: {line}{advice}\n")
     return 1 if isinstance(error, AlreadyScheduled | NotScheduled) else 2
 
 
