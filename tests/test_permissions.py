@@ -1,4 +1,4 @@
-"""The README's policies let through what the library asks of S3, and nothing that it does not ask.
+"""The policies let through what the library asks of S3, and nothing that it does not ask.
 
 What is asked is taken from boto3's own events; what S3 demands for it is what AWS documents. (moto
 cannot tell: it allows and denies other things than AWS.)
@@ -10,18 +10,19 @@ import re
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 
-import readme
 from s3_scheduler import AlreadyScheduled, NotScheduled, Scheduler, run_due
 from support.fakes3 import Error
 
 NOW = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 LARGE = 6 * 1024**3
+POLICIES = Path(__file__).parent / "recipes" / "policies"
 
 
 class Need(NamedTuple):
@@ -131,7 +132,7 @@ class Caller:
         client = fake.client(retries={"total_max_attempts": 1})
         client.meta.events.register_first("provide-client-params.s3", self._record)
         self.tagged = tagged
-        self.scheduler = Scheduler("my-bucket", "later", client)
+        self.scheduler = Scheduler("my-bucket", "later", client=client)
 
     def _record(self, params, model, **_):
         self.needs += demands(model.name, params, self.tagged)
@@ -190,7 +191,7 @@ def use(fake, application, **extra):
 
 def run(runner):
     report = run_due(runner.scheduler, now=NOW)
-    return report.copied, [failure.quarantined for failure in report.failed]
+    return report.copied, [failure.quarantined for failure in report.failures]
 
 
 def add_large(fake, key, **headers):
@@ -203,10 +204,10 @@ def add_large(fake, key, **headers):
 # --- Policies ---------------------------------------------------------------------------------
 
 
-def policy(containing):
-    """Read the grants of one of the README's policies."""
+def policy(which):
+    """Read the grants of a policy."""
     grants = set()
-    for statement in json.loads(readme.find("Permissions", "json", containing))["Statement"]:
+    for statement in json.loads((POLICIES / which).read_text(encoding="utf-8"))["Statement"]:
         assert statement["Effect"] == "Allow"
         prefix = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix")
         for action in aslist(statement["Action"]):
@@ -219,8 +220,8 @@ def aslist(value):
 
 
 def added(row, column):
-    """Read what a row of the README's table adds, for the runner (1) or the application (2)."""
-    text = readme.README.read_text(encoding="utf-8")
+    """Read what a row of their README's table adds, for the runner (1) or the application (2)."""
+    text = (POLICIES / "README.md").read_text(encoding="utf-8")
     [line] = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
     grants = set()
     for clause in line.strip("| ").split(" | ")[column].split(";"):
@@ -245,8 +246,8 @@ def superfluous(grants, needs):
     return {grant for grant in grants if not any(permits(grant, need) for need in needs)}
 
 
-RUNNER, APPLICATION = "later/failed", "AbortMultipartUpload"
-TAGS, LARGE_ONES = "tags", "events above 5 GiB"
+RUNNER, APPLICATION = "runner.json", "application.json"
+TAGS, LARGE_ONES, ONCE = "tags", "events above 1 GiB", "`once`"
 
 
 def test_policies_suffice_and_no_more(fake, callers):
@@ -260,7 +261,7 @@ def test_policies_suffice_and_no_more(fake, callers):
 
 
 def test_policies_with_tags(fake, callers):
-    """With tags, they need what the README says to add, and nothing else."""
+    """With tags, they need what their README says to add, and nothing else."""
     application, runner = callers
     use(fake, application, Tagging="paid=no")
     assert run(runner) == (3, [True])
@@ -272,7 +273,7 @@ def test_policies_with_tags(fake, callers):
 
 
 @pytest.mark.parametrize("tags", [False, True])
-def test_policies_above_5_gib(fake, callers, tags):
+def test_policies_above_1_gib(fake, callers, tags):
     """Likewise for objects that S3 copies only in parts, delivered, refused, or moved."""
     application, runner = callers
     headers = {"x_amz_tagging": "paid=no"} if tags else {}
@@ -294,6 +295,19 @@ def test_policies_above_5_gib(fake, callers, tags):
         assert refused(all_of_it, caller.needs) == set()
         assert superfluous(more, caller.needs) == set()
         assert refused(policy(which), caller.needs) != set()
+
+
+def test_policies_with_once(fake, callers):
+    """Likewise for `once=True`, which looks at a target that is there already."""
+    _, runner = callers
+    name = "later/2030-01-31T08:00:00.000000Z|shop-emails|k"
+    fake.put("my-bucket", name, b"x")
+    fake.put("shop-emails", "k", b"x")
+    assert run_due(runner.scheduler, now=NOW, once=True).delivered_before == 1
+    more = added(ONCE, 1)
+    assert refused(policy(RUNNER) | more, runner.needs) == set()
+    assert superfluous(more, runner.needs) == set()
+    assert refused(policy(RUNNER), runner.needs) != set()
 
 
 def test_expected_owners(fake, callers):
@@ -322,6 +336,6 @@ def test_an_unknown_request_is_refused(callers):
     """The check would have found a request that nobody has looked up."""
     application, _ = callers
     with pytest.raises(AssertionError, match="what GetObject demands"):
-        application.scheduler.client.get_object(Bucket="my-bucket", Key="k")
+        application.scheduler.folder.client.get_object(Bucket="my-bucket", Key="k")
     with pytest.raises(AssertionError, match="ACL"):
-        application.scheduler.client.put_object(Bucket="my-bucket", Key="k", ACL="private")
+        application.scheduler.folder.client.put_object(Bucket="my-bucket", Key="k", ACL="private")
