@@ -61,6 +61,12 @@ def scheduler(s3):
 
 
 @pytest.fixture
+def unsent():
+    """Make a scheduler that can send nothing, for what is refused before anything is sent."""
+    return Scheduler("events", "later", client=object())  # type: ignore[arg-type]
+
+
+@pytest.fixture
 def patient(s3):
     """Make the same, with a client that makes three attempts."""
     with opened(s3, retries={"total_max_attempts": 3}) as scheduler:
@@ -250,11 +256,10 @@ def test_unseekable_bodies(s3, scheduler, body):
 
 
 @pytest.mark.parametrize("body", UNSEEKABLE)
-def test_unseekable_bodies_cannot_be_conditional(s3, scheduler, body):
+def test_unseekable_bodies_cannot_be_conditional(unsent, body):
     """With replace=False it must be: the one PutObject may have to be repeated."""
     with pytest.raises(InvalidEvent, match=r"cannot seek.* pass a seekable file or bytes"):
-        scheduler.schedule(NINE, "target", "k", UNSEEKABLE[body](), replace=False)
-    assert s3.count() == Counter()
+        unsent.schedule(NINE, "target", "k", UNSEEKABLE[body](), replace=False)
 
 
 @pytest.mark.parametrize("replace", [True, False])
@@ -267,21 +272,19 @@ def test_unseekable_bodies_cannot_be_conditional(s3, scheduler, body):
         lambda: tempfile.SpooledTemporaryFile(mode="w+"),  # noqa: SIM115
     ],
 )
-def test_text_files(s3, scheduler, file, replace):
+def test_text_files(unsent, file, replace):
     """A text file is refused, wrapped or not, with the advice to open it in binary mode."""
     with file() as body, pytest.raises(InvalidEvent, match=r"is a text file; .*'rb'"):
-        scheduler.schedule(NINE, "target", "k", body, replace=replace)
-    assert s3.count() == Counter()
+        unsent.schedule(NINE, "target", "k", body, replace=replace)
 
 
 @pytest.mark.parametrize("replace", [True, False])
 @pytest.mark.parametrize("body", [None, 42, {"user": 42}, ["a"]])
-def test_no_body(s3, scheduler, body, replace):
+def test_no_body(unsent, body, replace):
     """Anything else is refused, by its type."""
     advice = f"the body is a {type(body).__name__}; pass bytes, str or a binary file"
     with pytest.raises(InvalidEvent, match=advice):
-        scheduler.schedule(NINE, "target", "k", body, replace=replace)
-    assert s3.count() == Counter()
+        unsent.schedule(NINE, "target", "k", body, replace=replace)
 
 
 # In a process of its own, whose peak is its own: what the file gives is made as it is read.
@@ -451,11 +454,10 @@ def test_s3s_own_answers(s3, body, replace):
         ({"ContentType": "a/b", "StorageClass": "DEEP_ARCHIVE"}, "'DEEP_ARCHIVE' .*run_due"),
     ],
 )
-def test_what_no_run_could_copy(s3, scheduler, extra_args, advice, replace):
+def test_what_no_run_could_copy(unsent, extra_args, advice, replace):
     """Encryption with a key that a run has not, and archives, are refused with a way out."""
     with pytest.raises(InvalidEvent, match=advice):
-        scheduler.schedule(NINE, "target", "k", b"", replace=replace, extra_args=extra_args)
-    assert s3.count() == Counter()
+        unsent.schedule(NINE, "target", "k", b"", replace=replace, extra_args=extra_args)
 
 
 @pytest.mark.parametrize("storage_class", ["STANDARD_IA", "GLACIER_IR", "INTELLIGENT_TIERING"])
@@ -504,8 +506,8 @@ CALLS = {
     "schedule": lambda scheduler, when: scheduler.schedule(when, "target", "k", b""),
     "event_name": lambda scheduler, when: scheduler.event_name(when, "target", "k"),
     "reschedule": lambda scheduler, when: scheduler.reschedule(AT_NINE, when),
-    "pending after": lambda scheduler, when: next(scheduler.pending(after=when)),
-    "pending before": lambda scheduler, when: next(scheduler.pending(before=when)),
+    "pending after": lambda scheduler, when: scheduler.pending(after=when),
+    "pending before": lambda scheduler, when: scheduler.pending(before=when),
 }
 
 
@@ -521,13 +523,12 @@ CALLS = {
         ("0001-01-01T00:00+01:00", "outside the years 1 to 9999"),
     ],
 )
-def test_no_moment(s3, scheduler, call, when, advice):
+def test_no_moment(unsent, call, when, advice):
     """What is not one moment is refused before anything is sent: no event can be due then."""
     with pytest.raises(ValueError, match=advice) as caught:
-        CALLS[call](scheduler, when)
+        CALLS[call](unsent, when)
     assert repr(when) in str(caught.value)
     assert isinstance(caught.value, InvalidEvent) is not call.startswith("pending")
-    assert s3.count() == Counter()
 
 
 @pytest.mark.parametrize("replace", [True, False])
@@ -542,14 +543,13 @@ def test_no_moment(s3, scheduler, call, when, advice):
         ("target", "\ud83d", "UTF-8"),
     ],
 )
-def test_no_target(s3, scheduler, bucket, key, advice, replace):
+def test_no_target(unsent, bucket, key, advice, replace):
     """A target that cannot be one, or is too long, is refused before anything is written."""
     with pytest.raises(InvalidEvent, match=advice) as caught:
-        scheduler.schedule(NINE, bucket, key, b"", replace=replace)
+        unsent.schedule(NINE, bucket, key, b"", replace=replace)
     with pytest.raises(InvalidEvent) as same:
-        scheduler.event_name(NINE, bucket, key)
+        unsent.event_name(NINE, bucket, key)
     assert str(same.value) == str(caught.value)
-    assert s3.count() == Counter()
 
 
 @pytest.mark.parametrize(
@@ -570,20 +570,18 @@ def test_no_target(s3, scheduler, bucket, key, advice, replace):
     "call",
     [Scheduler.cancel, lambda scheduler, name: scheduler.reschedule(name, TEN), Scheduler.retry],
 )
-def test_no_name(s3, scheduler, call, name):
+def test_no_name(unsent, call, name):
     """What is not the name of an event of this folder is refused, before anything is sent."""
     with pytest.raises(InvalidEvent) as caught:
-        call(scheduler, name)
+        call(unsent, name)
     assert repr(name) in str(caught.value)
-    assert s3.count() == Counter()
 
 
-def test_reschedule_to_a_name_too_long(s3, scheduler):
+def test_reschedule_to_a_name_too_long(unsent):
     """A short name, written by hand, may have no room for a moment in full."""
     name = "later/2030-01-31T09:00Z|target|" + "k" * 990
     with pytest.raises(InvalidEvent, match="1031 bytes of UTF-8 and S3 takes 1024"):
-        scheduler.reschedule(name, TEN)
-    assert s3.count() == Counter()
+        unsent.reschedule(name, TEN)
 
 
 # --- cancel ---------------------------------------------------------------------------------------
@@ -1225,7 +1223,7 @@ def test_pending_counts_a_short_name_where_s3_lists_it(s3, scheduler):
 
 def test_pending_is_lazy(s3, scheduler):
     """There is one request for each 1,000 names, made when it is needed."""
-    s3.fill(waiting=2500)
+    s3.fill(waiting=2100)
     events = scheduler.pending()
     assert s3.count() == Counter()
     first = next(events)
@@ -1233,17 +1231,17 @@ def test_pending_is_lazy(s3, scheduler):
     rest = list(events)
     assert s3.count() == Counter(ListObjectsV2=3)
     dues = [event.due for event in (first, *rest)]
-    assert (len(dues), dues) == (2500, sorted(dues))
+    assert (len(dues), dues) == (2100, sorted(dues))
 
 
 def test_pending_reads_no_page_beyond_its_bounds(s3, scheduler):
     """`after` begins at its moment, and `before` ends at its: what lies beyond is not read."""
-    s3.fill(waiting=4500)
+    s3.fill(waiting=2200)
     moments = [event.due for event in scheduler.pending()]
     s3.log.clear()
-    assert len(list(scheduler.pending(after=moments[3000], before=moments[3500]))) == 500
+    assert len(list(scheduler.pending(after=moments[1100], before=moments[1150]))) == 50
     assert len(s3.log) == 1
-    assert len(list(scheduler.pending(before=moments[1500]))) == 1500
+    assert len(list(scheduler.pending(before=moments[1100]))) == 1100
     assert len(s3.log) == 1 + 2
 
 
