@@ -339,13 +339,14 @@ def test_stop(folder, clock):
 
 def test_interrupted(folder):
     """So does Ctrl-C."""
+    copied = folder.put(1, "due")
     name = folder.put(-3600)
     main = threading.main_thread().ident or 0
-    copied = folder.put(1, "due")
 
     def interrupt(request):
-        if request.operation == "DeleteObjects":  # from here on there is nothing but to wait
-            signal.pthread_kill(main, signal.SIGINT)
+        if request.operation == "DeleteObjects":
+            # A moment later there is nothing left but to wait.
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
 
     folder.s3.after = interrupt
     with pytest.raises(KeyboardInterrupt):
