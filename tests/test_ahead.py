@@ -8,6 +8,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from dateutil.parser import isoparse
 
 from support.clock import FakeClock, new_run, run_by
 from support.fakes3 import Error, Reset, always, any_of, on, sick
@@ -44,8 +45,8 @@ def watched(folder, clock):
 
     def note(request):
         if request.operation == "CopyObject" and request.bucket != "events":
-            due = datetime.fromisoformat(request.source[1].split("/")[1].split("Z")[0] + "+00:00")
-            seen.append((request.source[1], clock.now() - due))
+            name = request.source[1]
+            seen.append((name, clock.now() - isoparse(name.split("/")[1].split("|")[0])))
 
     folder.s3.before = note
     return seen
