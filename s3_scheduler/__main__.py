@@ -178,7 +178,7 @@ def run(options: Namespace) -> int:
     """Deliver what is due, once or every so often."""
     scheduler = _scheduler(options, *_split(options.FOLDER))
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore
+    handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[assignment]
     logging.getLogger(__package__).handlers = [handler]
     stopped: list[int] = []
     for signum in _SIGNALS:
@@ -245,7 +245,7 @@ def check(options: Namespace) -> int:
 def _interrupt(*_: object) -> NoReturn:
     # Once is enough: a second signal must not disturb the cleaning up.
     for signum in _SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signum, lambda *_: None)
     raise KeyboardInterrupt
 
 
@@ -284,11 +284,12 @@ def _uri(folder: Folder, name: str) -> str:
 
 
 def escaped(uri: str) -> str:
-    # One line, whatever the key, which `unescaped` takes back.
+    """The URI on one line, whatever the key."""
     return re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), uri)
 
 
 def unescaped(uri: str) -> str:
+    """What `escaped` was given."""
     return re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), uri)
 
 

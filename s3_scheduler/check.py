@@ -39,6 +39,7 @@ class Check:
         end = datetime.max.replace(tzinfo=timezone.utc)
         self.name = names.build(folder.prefix, end, folder.bucket, self.key)
         self.here = _arn(folder.bucket, folder.prefix)
+        self.delete = f"s3:DeleteObject on {self.here}"
         self.scratch: set[tuple[str, str]] = set()
 
     def run(self, roles: Collection[str], target_buckets: Collection[str]) -> None:
@@ -72,7 +73,7 @@ class Check:
             )
         self._judge("replace=False never overwrites", cost and f"replace=False: {cost}")
         self._write(name, put, b"third")
-        deleted = _acts(lambda: folder.delete(event))
+        deleted = self._acts(self.delete, lambda: folder.delete(event))
         cost = "cancel may remove a replacement unseen: this store deletes in spite of If-Match"
         self._judge(
             "cancel never removes a replacement that it has not seen", cost if deleted else ""
@@ -89,6 +90,10 @@ class Check:
             self._ask(abort, lambda: client.abort_multipart_upload(**there, UploadId=upload))
         except _GiveUp:
             self.tell("left", f"the upload {upload} of s3://{self.folder.bucket}/{name}")
+        except BaseException:
+            with suppress(BotoCoreError, ClientError):
+                client.abort_multipart_upload(**there, UploadId=upload)
+            raise
 
     def _runner(self, name: str, put: str, target_buckets: Collection[str]) -> None:
         folder = self.folder
@@ -96,19 +101,20 @@ class Check:
         self.tell("ok", f"list, read and delete in s3://{folder.bucket}/{folder.prefix}")
         tagged = self._describe(name, put, "a delivered event arrives with")
         self.tell("ok", "failed events can be quarantined")
-        event = self._write(name, put)
+        event = self._write(f"{name}-plain", put)
         for bucket in target_buckets:
             with suppress(_GiveUp):
                 self._target(event, bucket, self.key, tagged)
         if not target_buckets:
             self.tell("skipped", "copies to targets: name their buckets with --target-bucket")
             self._target(event, folder.bucket, f"{name}-target", None)
-        self._write(name, put, b"second")
+        self._write(event.name, put, b"second")
         place = folder.bucket, f"{name}-replaced"
         self.scratch.add(place)
-        copied = _acts(lambda: folder.copy(event, *place))
+        copied = self._acts(put, lambda: folder.copy(event, *place))
+        self.scratch -= set() if copied else {place}
         cost = "this store copies in spite of CopySourceIfMatch, so it may be delivered twice"
-        if _acts(lambda: self._delete_all(event)):
+        if self._acts(self.delete, lambda: self._delete_all(event)):
             copied, cost = True, "this store deletes in spite of its ETag, so it may be lost"
         promise = "a replaced event is never delivered or deleted unread"
         self._judge(promise, f"an event replaced during its delivery: {cost}" if copied else "")
@@ -129,7 +135,7 @@ class Check:
         if tagged:
             tag = put.replace("PutObject", "PutObjectTagging")
             self._may("tags", tag, lambda: folder.copy(tagged, bucket, key))
-        if not cost and _acts(lambda: folder.copy(event, bucket, key, create=True)):
+        if not cost and self._acts(put, lambda: folder.copy(event, *place, create=True)):
             cost = "this store overwrites in spite of If-None-Match, so it is at least once here"
         same = cost or self._may(
             "once=True", get, lambda: folder.has_content(event, bucket, key, {}) is not False
@@ -195,7 +201,7 @@ class Check:
         return event
 
     def _delete(self, delete: Callable[[Event], None], event: Event) -> None:
-        self._ask(f"s3:DeleteObject on {self.here}", lambda: delete(event))
+        self._ask(self.delete, lambda: delete(event))
         self.scratch.discard((self.folder.bucket, event.name))
 
     def _delete_all(self, event: Event) -> None:
@@ -219,6 +225,20 @@ class Check:
         except ClientError as error:
             self.tell("skipped", f"{what}: {_lack(need, error)}")
 
+    def _acts(self, need: str, send: Callable[[], object]) -> bool:
+        """Send what has a condition that does not hold; whether the store does it all the same."""
+
+        def act() -> bool:
+            try:
+                send()
+            except (Changed, ClientError) as error:
+                if isinstance(error, ClientError) and error_code(error) not in CHANGED:
+                    raise
+                return False
+            return True
+
+        return bool(self._ask(need, act))
+
     def _judge(self, promise: str, cost: str) -> None:
         self.tell("weaker" if cost else "ok", cost or promise)
 
@@ -226,21 +246,8 @@ class Check:
         try:
             self.folder.client.delete_object(Bucket=bucket, Key=key)
         except (BotoCoreError, ClientError) as error:
-            return f"s3://{bucket}/{key}, which you may remove: {error}"
+            return f"s3://{bucket}/{key}, if it is there: {error}"
         return ""
-
-
-def _acts(send: Callable[[], object]) -> bool:
-    """Whether the store does it in spite of its condition."""
-    try:
-        send()
-    except Changed:
-        return False
-    except ClientError as error:
-        if error_code(error) not in CHANGED:
-            raise
-        return False
-    return True
 
 
 def _lack(need: str, error: ClientError) -> str:

@@ -119,7 +119,7 @@ def real_environment(seaweed):
 def program(fake, *arguments, **options):
     """The command line as a program of its own, against the S3 in memory."""
     options = {"env": environment(fake), "capture_output": True, "check": False, **options}
-    return subprocess.run([*CLI, *arguments], **options)
+    return subprocess.run([*CLI, *arguments], **options)  # noqa: PLW1510 - in the options
 
 
 def wait_for(condition):
@@ -162,7 +162,7 @@ def test_an_event_s_whole_life(seaweed, seaweed_client, bucket, target, file):
 
 @posix
 def test_listed_events_are_cancelled_through_a_pipe(seaweed, seaweed_client, bucket):
-    """`list --uri | xargs -d '\\n' s3-scheduler cancel` removes what is listed, whatever its key."""
+    """What `list --uri` prints, `xargs` gives to `cancel`, whatever the keys."""
     for key in ("a b", "it's", 'say "hi"', "100%", "ü|x"):
         seaweed_client.put_object(Bucket=bucket, Key=f"later/{NEW_YEAR}|target|{key}", Body=b"")
     kept = "later/2031-01-01T00:00:00.000000Z|target|k"
@@ -857,7 +857,7 @@ def test_head_takes_one_request(fake, cli):
 def test_a_full_disk(fake, cli):
     """A full disk is an exit code of its own, and one line: what was done stays done."""
     fake.fill(due=1)
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         done = program(
             fake, "run", FOLDER, capture_output=False, stdout=full, stderr=subprocess.PIPE
         )

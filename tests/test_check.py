@@ -1,0 +1,474 @@
+"""`s3-scheduler check`: what it says of each store and each permission, and what it leaves behind.
+
+Nothing, but what it says it leaves.
+"""
+
+import json
+import os
+import signal
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from s3_scheduler.__main__ import main
+from s3_scheduler.check import Check
+from s3_scheduler.folder import Folder
+from support.fakes3 import SERVERS, Error, FakeS3, always, on
+from support.once import can_create, needs_once
+
+POLICIES = Path(__file__).parent / "recipes" / "policies"
+ROLES = ("application", "runner")
+VERSIONS = "the permission s3:GetBucketVersioning on arn:aws:s3:::my-bucket"
+POSIX = os.name == "posix"
+
+
+@pytest.fixture
+def s3():
+    """S3 in memory, with the buckets of the README's policies."""
+    with FakeS3("my-bucket", "shop-emails") as server:
+        yield server
+
+
+def check(server, roles=ROLES, targets=("shop-emails",), bucket="my-bucket", **config):
+    """The lines of a check: pairs of a status and a text."""
+    lines = []
+    client = server.client(**config)
+    Check(Folder(bucket, "later", client), lambda *line: lines.append(line)).run(roles, targets)
+    return lines
+
+
+def of(lines, *statuses):
+    return [text for status, text in lines if status in statuses]
+
+
+def left_in(s3):
+    """The URIs of all objects."""
+    return [f"s3://{bucket}/{key}" for bucket, objects in s3.buckets.items() for key in objects]
+
+
+# --- Stores ---------------------------------------------------------------------------------------
+
+
+def test_all_promises_hold_on_a_real_store(seaweed, seaweed_client, bucket, target):
+    """On SeaweedFS every promise holds, for each role, and nothing is left behind."""
+    lines = check(seaweed, targets=[target], bucket=bucket)
+    assert not of(lines, "weaker", "missing", "left", "advice")
+    assert len(of(lines, "ok")) == 9 + can_create
+    for name in (bucket, target):
+        assert not seaweed_client.list_objects_v2(Bucket=name).get("Contents")
+        assert not seaweed_client.list_multipart_uploads(Bucket=name).get("Uploads")
+
+
+def test_a_mock_keeps_less(monkeypatch):
+    """Moto's server ignores conditions: what that costs is told, promise by promise."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        moto = FakeS3(port=port)  # never started: it makes the clients
+        client = moto.client()
+        for name in ("my-bucket", "shop-emails"):
+            client.create_bucket(Bucket=name)
+        lines = check(moto)
+        weaker = " ".join(of(lines, "weaker"))
+        assert "an event replaced during its delivery: this store deletes" in weaker
+        assert ("at least once here" in weaker) == can_create
+        assert "cancel never removes a replacement that it has not seen" in of(lines, "ok")
+        assert not of(lines, "missing", "left")
+        for name in ("my-bucket", "shop-emails"):
+            assert not client.list_objects_v2(Bucket=name).get("Contents")
+        client.close()
+    finally:
+        server.stop()
+    assert host
+
+
+REPLACE = "replace=False: this store "
+CANCEL = "cancel may remove a replacement unseen: this store deletes in spite of If-Match"
+LOST = (
+    "an event replaced during its delivery: this store deletes in spite of its ETag, so it may be "
+    "lost"
+)
+TWICE = (
+    "an event replaced during its delivery: this store copies in spite of CopySourceIfMatch, so it "
+    "may be delivered twice"
+)
+ONCE = "once=True: this store "
+
+
+@pytest.mark.parametrize(
+    ("condition", "what", "weaker"),
+    [
+        ("put_if_none_match", "ignored", [REPLACE + "overwrites"]),
+        ("put_if_none_match", "refused", [REPLACE + "refuses"]),
+        ("delete_if_match", "ignored", [CANCEL, LOST]),
+        ("delete_if_match", "refused", [CANCEL, LOST]),
+        ("delete_objects_etag", "ignored", [LOST]),
+        ("delete_objects_etag", "refused", []),  # DeleteObject does instead
+        ("delete_objects", Error(405, "MethodNotAllowed"), []),
+        ("copy_source_if_match", "ignored", [TWICE]),
+        ("copy_source_if_match", "refused", [TWICE]),
+        pytest.param("copy_if_none_match", "ignored", [ONCE + "over"], marks=needs_once),
+        pytest.param("copy_if_none_match", "refused", [ONCE + "refuses"], marks=needs_once),
+        pytest.param("copy_if_none_match", "source", [ONCE + "refuses"], marks=needs_once),
+    ],
+)
+def test_a_condition_that_a_store_does_not_honour(s3, condition, what, weaker):
+    """Each is one line about the promise that rests on it; all other promises hold."""
+    s3.differ(**{condition: what})
+    lines = check(s3)
+    told = of(lines, "weaker")
+    assert len(told) == len(weaker)
+    assert all(text.startswith(begin) for text, begin in zip(told, weaker, strict=True))
+    assert len(of(lines, "ok")) == 9 + can_create - len(weaker)
+    assert not of(lines, "missing", "left")
+    assert not left_in(s3)
+
+
+@pytest.mark.parametrize("condition", ["copy_source_if_match", "delete_if_match"])
+def test_a_condition_that_breaks_every_run(s3, condition):
+    """A store that refuses a condition in its own words cannot be worked with: the line says so."""
+    s3.differ(**{condition: Error(400, "InvalidArgument")})
+    lines = check(s3)
+    assert any("(InvalidArgument)" in text for text in of(lines, "missing"))
+    assert not left_in(s3)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_stores_that_people_have(name):
+    """Of each store it tells the truth, and leaves nothing there."""
+    known = SERVERS[name]
+    with FakeS3("my-bucket", "shop-emails", server=name) as s3:
+        lines = check(s3)
+        weaker = " ".join(of(lines, "weaker"))
+        assert bool(of(lines, "missing")) == known.loses_colons
+        if not known.loses_colons:
+            assert ("once=True" in weaker) == (
+                can_create and known.copy_if_none_match != "honoured"
+            )
+        assert (CANCEL in weaker) == (known.delete_if_match != "honoured")
+        assert not left_in(s3)
+        assert not s3.uploads
+
+
+@needs_once
+def test_once_where_etags_do_not_tell(s3):
+    """once=True is judged by size where the target is encrypted by KMS, as a run does."""
+    s3.encryption["shop-emails"] = "aws:kms"
+    assert "once=True delivers once to s3://shop-emails/" in of(check(s3), "ok")
+
+
+@needs_once
+def test_once_where_copies_look_different(s3):
+    """Where a copy does not look like its original, once=True would fail: the line says so."""
+
+    def rewrite(request):
+        if request.operation == "HeadObject" and request.bucket == "shop-emails":
+            s3.put("shop-emails", request.key, b"something else")
+
+    s3.before = rewrite
+    [weaker] = of(check(s3), "weaker")
+    assert "another ETag" in weaker
+
+
+def test_a_boto3_that_does_not_know_once(s3, monkeypatch):
+    """With a boto3 of 2024, copies work and once=True does not: it names the version needed."""
+    monkeypatch.setattr(Folder, "can_create", False)
+    lines = check(s3)
+    assert "copy to s3://shop-emails/" in of(lines, "ok")
+    assert of(lines, "weaker") == ["once=True: it needs boto3 1.40.65 or later"]
+
+
+@pytest.mark.parametrize("header", ["content_type", "x_amz_meta_check", "x_amz_tagging"])
+def test_a_store_that_loses_what_comes_with_an_event(s3, header):
+    """Content type, metadata or tags that a copy does not keep are told."""
+
+    def lose(request):
+        if request.operation == "CopyObject" and request.key.endswith("-copy"):
+            kept = {
+                "content_type": "text/x-check",
+                "x_amz_meta_check": "1",
+                "x_amz_tagging": "check=1",
+            }
+            del kept[header]
+            s3.put(request.bucket, request.key, b"first", **kept)
+
+    s3.after = lose
+    weaker = of(check(s3), "weaker")
+    assert len(weaker) == 2
+    assert all(text.startswith("this store loses some of content type") for text in weaker)
+
+
+def test_a_store_that_hides_what_was_written(s3):
+    """A listing that lacks what was written is told: such a store would deliver nothing."""
+    s3.after = lambda request: (
+        request.operation == "HeadObject" and s3.put(request.bucket, request.key, b"another")
+    )
+    missing = of(check(s3), "missing")
+    assert len(missing) == 2
+    assert all("this store does not list s3://my-bucket/later/" in text for text in missing)
+
+
+def test_old_versions_are_advice(s3):
+    """A versioned folder bucket is no fault, and worth a line."""
+    s3.versioning["my-bucket"] = "Enabled"
+    [advice] = of(check(s3), "advice")
+    assert advice.startswith("my-bucket keeps old versions: every delivery leaves one")
+
+
+# --- Permissions ----------------------------------------------------------------------------------
+
+
+def grants(role):
+    """The pairs of action and resource that a policy in tests/recipes grants."""
+    policy = json.loads((POLICIES / f"{role}.json").read_text("utf-8"))
+    return [
+        (action, resource)
+        for statement in policy["Statement"]
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+
+
+def as_list(value):
+    return [value] if isinstance(value, str) else value
+
+
+def allow(s3, permissions):
+    """Deny everything else."""
+
+    def denied(action, resource):
+        return not any(
+            action == allowed and fnmatchcase(resource, where) for allowed, where in permissions
+        )
+
+    s3.denied = denied
+
+
+TAGS = {
+    "application": [
+        ("s3:PutObjectTagging", "arn:aws:s3:::my-bucket/later/*"),
+        ("s3:GetObjectTagging", "arn:aws:s3:::my-bucket/later/*"),
+    ],
+    "runner": [
+        ("s3:GetObjectTagging", "arn:aws:s3:::my-bucket/later/*"),
+        ("s3:PutObjectTagging", "arn:aws:s3:::my-bucket/later/failed/*"),
+        ("s3:PutObjectTagging", "arn:aws:s3:::shop-emails/*"),
+    ],
+}
+ONCE_NEEDS = ("s3:GetObject", "arn:aws:s3:::shop-emails/*")
+EACH = [(role, grant) for role in ROLES for grant in grants(role)]
+EACH_OF_TAGS = [(role, grant) for role in ROLES for grant in TAGS[role]]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_policies_suffice(s3, role):
+    """With the README's policy of a role it works; what the policy leaves out is skipped."""
+    allow(s3, grants(role))
+    lines = check(s3, [role])
+    assert not of(lines, "weaker", "missing")
+    skipped = of(lines, "skipped")
+    assert f"whether my-bucket keeps versions: {VERSIONS}" in skipped
+    assert any(text.startswith("tags: the permission s3:PutObjectTagging on ") for text in skipped)
+    # A runner may not delete what it delivered, so that is told.
+    assert [text.split(",")[0] for text in of(lines, "left")] == left_in(s3)
+    assert len(left_in(s3)) == (role == "runner")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nothing_is_asked_that_a_role_does_not_need(s3, role):
+    """With all that the README's table adds, nothing is denied but the look at versions."""
+    asked = []
+    more = [ONCE_NEEDS, ("s3:DeleteObject", "arn:aws:s3:::shop-emails/*")]
+    allow(s3, grants(role) + TAGS[role] + more * (role == "runner"))
+    is_denied = s3.denied
+
+    def denied(action, resource):
+        if is_denied(action, resource):
+            asked.append(f"the permission {action} on {resource}")
+        return is_denied(action, resource)
+
+    s3.denied = denied
+    lines = check(s3, [role])
+    assert set(of(lines, "skipped")) == {f"whether my-bucket keeps versions: {VERSIONS}"}
+    assert set(asked) == {VERSIONS}
+    assert not left_in(s3)
+
+
+@pytest.mark.parametrize(("role", "withheld"), EACH, ids=str)
+def test_a_permission_less(s3, role, withheld):
+    """The one missing permission is named, in the words of the README's policy, and no other."""
+    allow(s3, [grant for grant in grants(role) if grant != withheld])
+    lines = check(s3, [role])
+    action, resource = withheld
+    prefix = " with the prefix later/*" * (action == "s3:ListBucket")
+    assert of(lines, "missing") == [f"the permission {action} on {resource}{prefix}"]
+    left = " ".join(of(lines, "left"))
+    assert all(uri in left for uri in left_in(s3))
+    assert all(name in left for name in s3.uploads)
+
+
+@pytest.mark.parametrize(("role", "withheld"), EACH_OF_TAGS, ids=str)
+def test_a_permission_for_tags_less(s3, role, withheld):
+    """Without all permissions for tags, the one that lacks is named; untagged events go on."""
+    allow(s3, [grant for grant in grants(role) + TAGS[role] if grant != withheld])
+    lines = check(s3, [role])
+    action, resource = withheld
+    assert f"tags: the permission {action} on {resource}" in of(lines, "skipped")
+    assert sum("tags: " in text for text in of(lines, "skipped")) == 1
+    assert not of(lines, "missing", "weaker")
+
+
+@needs_once
+def test_the_permission_for_once(s3):
+    """once=True needs to look at targets: without that permission it is skipped, and named."""
+    allow(s3, grants("runner"))
+    assert "once=True: the permission {} on {}".format(*ONCE_NEEDS) in of(check(s3), "skipped")
+    allow(s3, [*grants("runner"), ONCE_NEEDS])
+    assert "once=True delivers once to s3://shop-emails/" in of(check(s3, ["runner"]), "ok")
+
+
+def test_a_bucket_that_is_not_there(s3):
+    """A missing bucket is named, the folder's and a target's; other targets are still tried."""
+    [missing] = of(check(s3, targets=["nobody", "shop-emails"]), "missing")
+    assert "arn:aws:s3:::nobody/* fails: An error occurred (NoSuchBucket)" in missing
+    missing = of(check(s3, bucket="nobody"), "missing")
+    assert len(missing) == 2
+    assert all("(NoSuchBucket)" in text and ":nobody/" in text for text in missing)
+    assert not left_in(s3)
+
+
+def test_no_target_bucket(s3):
+    """Without --target-bucket, all is tried within the folder, and what is not is told."""
+    lines = check(s3, targets=[])
+    assert of(lines, "skipped") == ["copies to targets: name their buckets with --target-bucket"]
+    assert not of(lines, "weaker", "missing")
+    assert {request.bucket for request in s3.log} == {"my-bucket"}
+
+
+# --- What it leaves alone, and what it leaves -----------------------------------------------------
+
+
+def test_events_are_left_alone(s3):
+    """Neither events nor what failed nor targets are touched, and no more than a name is listed."""
+    names = [
+        "later/2020-01-01T00:00:00.000000Z|shop-emails|due",
+        "later/9999-12-31T23:59:59.999999Z|shop-emails|at the end of time",
+        "later/failed/AccessDenied/2020-01-01T00:00:00.000000Z|shop-emails|k",
+        "later/not an event",
+    ]
+    for name in names:
+        s3.put("my-bucket", name, b"content")
+    s3.put("shop-emails", "k", b"content")
+    s3.history.clear()
+    check(s3)
+    assert all("s3-scheduler-check-" in change.key for change in s3.history)
+    assert sorted(left_in(s3)) == sorted(
+        [f"s3://my-bucket/{name}" for name in names] + ["s3://shop-emails/k"]
+    )
+    limits = {r.query["max-keys"] for r in s3.log if r.operation == "ListObjectsV2"}
+    assert limits == {"1"}
+
+
+def test_one_key_in_each_target(s3):
+    """Each target bucket sees one key, and no run would ever read the others."""
+    s3.create("other")
+    check(s3, targets=["shop-emails", "other"])
+    made = {(c.bucket, c.key) for c in s3.history if c.action != "delete"}
+    assert sorted(bucket for bucket, _ in made if bucket != "my-bucket") == ["other", "shop-emails"]
+    own = [key for bucket, key in made if bucket == "my-bucket"]
+    assert all(key.startswith(("later/9999-12-31T23:59:59", "later/failed/")) for key in own)
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "HeadObject", "CopyObject", "DeleteObjects"])
+def test_a_failure_half_way(s3, operation):
+    """After a failure in the middle, what was written is removed all the same."""
+    s3.fault = on(operation, None, Error(500, "InternalError"))
+    assert of(check(s3), "missing", "skipped", "ok")
+    assert not left_in(s3)
+
+
+def test_what_cannot_be_removed_is_told(s3):
+    """When S3 stops deleting half-way, each object that is left is named."""
+    s3.fault = always("DeleteObject", Error(500, "Broken"))
+    left = of(check(s3), "left")
+    assert sorted(text.split(", if")[0] for text in left) == sorted(left_in(s3))
+    assert left
+
+
+def run(capsys, s3, *options):
+    """The command line's exit code, output and errors."""
+    code = main(["check", "s3://my-bucket/later", "--endpoint-url", s3.url, *options])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def handlers():
+    """Put back what the command does to signals."""
+    before = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for signum, handler in before:
+        signal.signal(signum, handler)
+
+
+@pytest.mark.skipif(not POSIX, reason="signals as POSIX has them")
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("at", [*range(1, 50, 6), "Abort"])
+def test_an_interrupted_check(s3, capsys, at):
+    """Ctrl-C or SIGTERM at any moment: silence, exit code 130, and nothing is left behind."""
+    count = iter(range(1, 1000))
+
+    def interrupt(request):
+        if request.operation == "AbortMultipartUpload" if at == "Abort" else next(count) == at:
+            s3.before = lambda _: None
+            # Twice, as impatient people do; what S3 is doing, it does.
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), signum)
+
+    s3.before = interrupt
+    code, _, err = run(capsys, s3, "--target-bucket", "shop-emails")
+    assert (code, err) == (130, "")
+    assert not left_in(s3)
+    assert not s3.uploads
+
+
+# --- As a command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_lines_of_the_command(s3, capsys):
+    """A status and a promise a line; exit code 0 if all hold, 1 if some are weaker, 2 if not."""
+    code, out, err = run(capsys, s3, "--target-bucket", "shop-emails", "--as", "runner")
+    assert (code, err) == (0, "")
+    assert out.startswith("ok       list, read and delete in s3://my-bucket/later/\n")
+    assert "replace=False" not in out
+    s3.conditions = "ignored"
+    code, out, _ = run(capsys, s3, "--as", "application")
+    assert code == 1
+    assert f"weaker   {CANCEL}\n" in out
+    assert "delivered" not in out
+    s3.denied = {("s3:ListBucket", "*")}
+    code, out, _ = run(capsys, s3)
+    assert code == 2
+    assert "missing  the permission s3:ListBucket on arn:aws:s3:::my-bucket" in out
+
+
+@pytest.mark.usefixtures("handlers")
+def test_json(s3, capsys):
+    """--json says the same as objects, one a line."""
+    _, plain, _ = run(capsys, s3)
+    code, out, _ = run(capsys, s3, "--json")
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [f"{o['status']:<8} {o['text']}" for o in objects] == plain.splitlines()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_no_answer_is_no_verdict(s3, capsys):
+    """A store that does not answer is one line on standard error, exit code 2."""
+    code, out, err = run(capsys, s3, "--endpoint-url", "http://127.0.0.1:9")
+    assert (code, out.count("\n")) == (2, 1)
+    assert out.startswith("left     s3://my-bucket/later/9999-")  # for all that is known
+    assert err.endswith("check the network and --endpoint-url\n")
