@@ -5,6 +5,7 @@ Time is the clock that the run is given, which jumps where the run waits: no tes
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -22,7 +23,7 @@ from support.folder import (
     repeats,
     unconfirmed,
 )
-from support.once import either
+from support.once import either, needs_once
 
 SECOND = timedelta(seconds=1)
 TOO_MUCH = timedelta(milliseconds=1)  # what a delivery may be late by this clock
@@ -369,6 +370,19 @@ def test_from_a_moment_given(folder, ahead):
     assert report.max_lateness >= timedelta()
     assert set(folder.arrived) == {"soon"}
     assert folder.waiting == [later]
+
+
+@needs_once
+def test_two_runners(folder):
+    """Two runners that wait for the same moments deliver each event once, if asked."""
+    names = [folder.put(-0.1 - i / 50, f"k{i:02}") for i in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(folder.run, ahead=1, once=True) for _ in range(2)]
+    reports = [run.result() for run in runs]
+    assert sorted(folder.delivered) == names
+    assert sum(report.copied for report in reports) == 20
+    assert [report.failed for report in reports] == [0, 0]
+    assert folder.waiting == []
 
 
 @pytest.mark.parametrize("ahead", [-1, -0.001, -SECOND, float("nan"), "60", None], ids=repr)
