@@ -1,6 +1,6 @@
 """A run as its caller sees it: what arrives, what it costs, and what it reports.
 
-The promises it keeps when things go wrong are in test_promises.py.
+What it does when things go wrong is in files of their own.
 """
 
 import http.client
@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
-from s3_scheduler import Failure, InvalidEvent, Report, RunFailed, Scheduler, run_due
+from s3_scheduler import Event, Failure, InvalidEvent, Report, RunFailed, Scheduler, run_due
+from s3_scheduler.report import Tally
 from support.fakes3 import Error, FakeS3
 
 NINE = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
@@ -35,13 +36,14 @@ class World(NamedTuple):
 
     client: Any
     scheduler: Scheduler
+    bucket: str
     target: str
 
     def schedule(self, when, key, body=b"body", **arguments):
         return self.scheduler.schedule(when, self.target, key, body, **arguments)
 
     def put(self, name, body=b"body"):
-        self.client.put_object(Bucket=self.scheduler.bucket, Key=name, Body=body)
+        self.client.put_object(Bucket=self.bucket, Key=name, Body=body)
 
     def run(self, now=NINE, **options):
         return run_due(self.scheduler, now=now, **options)
@@ -52,7 +54,7 @@ class World(NamedTuple):
 
     @property
     def waiting(self):
-        return self._names(self.scheduler.bucket)
+        return self._names(self.bucket)
 
     @property
     def arrived(self):
@@ -68,7 +70,7 @@ def moto():
         client = boto3.client("s3")
         client.create_bucket(Bucket="my-bucket")  # "events." at moto's door is EventBridge
         client.create_bucket(Bucket="target")
-        yield World(client, Scheduler("my-bucket", "later", client), "target")
+        yield World(client, Scheduler("my-bucket", "later", client=client), "my-bucket", "target")
         client.close()
 
 
@@ -76,7 +78,7 @@ def moto():
 def memory():
     with FakeS3("events", "target") as s3:
         client = s3.client(max_pool_connections=16)
-        yield World(client, Scheduler("events", "later", client), "target")
+        yield World(client, Scheduler("events", "later", client=client), "events", "target")
         client.close()
 
 
@@ -87,7 +89,7 @@ def world(request):
     if server == "seaweedfs":
         client = request.getfixturevalue("seaweed_client")
         bucket, target = map(request.getfixturevalue, ("bucket", "target"))
-        yield World(client, Scheduler(bucket, "later", client), target)
+        yield World(client, Scheduler(bucket, "later", client=client), bucket, target)
     else:
         with {"moto": moto, "memory": memory}[server]() as made:
             yield made
@@ -185,7 +187,7 @@ def test_odd_keys(world, key):
     other = world.schedule(NINE, key + "!")
     assert world.scheduler.cancel(other) is True
     assert world.waiting == [name]
-    assert world.run().failed == ()
+    assert world.run().failures == ()
     assert world.arrived == {key: key.encode()}
     assert world.waiting == []
 
@@ -271,7 +273,7 @@ def test_the_folder_and_its_neighbours(world):
     for name in others:
         world.put(name)
     report = world.run()
-    assert (report.copied, report.invalid, report.unfinished) == (0, (), False)
+    assert (report.copied, report.invalid_names, report.unfinished) == (0, (), False)
     assert sorted(world.waiting) == sorted(others)
 
 
@@ -281,7 +283,7 @@ def test_the_folders_own_marker(world, caplog):
     world.put("later/")
     world.schedule(NINE, "k")
     report = world.run()
-    assert (report.copied, report.invalid_count, report.unfinished) == (1, 0, False)
+    assert (report.copied, report.invalid, report.unfinished) == (1, 0, False)
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
     assert world.waiting == ["later/"]
 
@@ -289,7 +291,7 @@ def test_the_folders_own_marker(world, caplog):
 @pytest.mark.parametrize("folder", ["/later/", "later/", "a/b/later", "später | 2"])
 def test_folder_spellings(seaweed_client, bucket, target, folder):
     """A folder works whatever its slashes, its depth and its characters."""
-    scheduler = Scheduler(bucket, folder, seaweed_client)
+    scheduler = Scheduler(bucket, folder, client=seaweed_client)
     name = scheduler.schedule(NINE, target, "k", b"body")
     assert [event.name for event in scheduler.pending()] == [name]
     assert run_due(scheduler, now=NINE).copied == 1
@@ -323,8 +325,8 @@ def test_a_store_without_conditional_deletes(fake, refusal):
         refusal if request.operation == "DeleteObjects" and b"<ETag>" in request.body else None
     )
     client = fake.client(max_pool_connections=16)
-    report = run_due(Scheduler("events", "later", client))
-    assert (report.copied, report.failed, report.unfinished) == (20, (), False)
+    report = run_due(Scheduler("events", "later", client=client))
+    assert (report.copied, report.failed, report.unfinished) == (20, 0, False)
     assert fake.sizes() == {"events": 0, "target": 20}
     client.close()
 
@@ -340,9 +342,30 @@ def test_an_odd_name_that_goes_meanwhile(fake):
 
     fake.before = before
     client = fake.client()
-    report = run_due(Scheduler("events", "later", client))
-    assert (report.copied, report.failed, report.unfinished) == (1, (), False)
+    report = run_due(Scheduler("events", "later", client=client))
+    assert (report.copied, report.failed, report.unfinished) == (1, 0, False)
     client.close()
+
+
+def test_the_default_client():
+    """Under moto's `mock_aws`, with the default client, everything works."""
+    with mock_aws():
+        scheduler = Scheduler("my-bucket", "later")
+        client = boto3.client("s3")
+        for name in ("my-bucket", "target"):
+            client.create_bucket(Bucket=name)
+        past = datetime.now(timezone.utc) - timedelta(minutes=1)
+        names = [scheduler.schedule(past, "target", f"k{i}", f"{i}") for i in range(5)]
+        assert scheduler.cancel(names[0])
+        scheduler.reschedule(names[1], timedelta(hours=1))
+        scheduler.reschedule(names[2], past + timedelta(seconds=1))
+        report = run_due(scheduler)
+        assert (report.copied, report.failed, report.unfinished) == (3, 0, False)
+        assert [event.key for event in scheduler.pending()] == ["k1"]
+        listed = client.list_objects_v2(Bucket="target")["Contents"]
+        assert [entry["Key"] for entry in listed] == ["k2", "k3", "k4"]
+        client.close()
+        scheduler.folder.client.close()
 
 
 # --- What it costs --------------------------------------------------------------------------------
@@ -382,7 +405,7 @@ def test_an_idle_run(world):
     """With 5,000 events waiting on a real server it is exactly one request, a ListObjectsV2."""
     put_fast(
         world.client,
-        world.scheduler.bucket,
+        world.bucket,
         [f"later/2040-01-01T00:00:00.{number:06}Z|{world.target}|k" for number in range(5000)],
     )
     with counted(world.client) as count:
@@ -395,7 +418,7 @@ def test_an_idle_run_of_a_full_folder(fake):
     """With 100,000 events waiting it is the same."""
     fake.fill(waiting=100_000)
     client = fake.client()
-    report = run_due(Scheduler("events", "later", client))
+    report = run_due(Scheduler("events", "later", client=client))
     assert fake.count() == {"ListObjectsV2": 1}
     assert [request.method for request in fake.log] == ["GET"]
     assert (report.copied, report.unfinished) == (0, False)
@@ -406,9 +429,9 @@ def test_what_a_run_costs(fake):
     """Delivering n events takes n copies, and few requests more."""
     fake.fill(due=300, waiting=5000)
     client = fake.client(max_pool_connections=16)
-    assert run_due(Scheduler("events", "later", client)).copied == 300
+    assert run_due(Scheduler("events", "later", client=client)).copied == 300
     assert fake.count()["CopyObject"] == 300
-    assert fake.count()["ListObjectsV2"] == 1
+    assert fake.count()["ListObjectsV2"] == 2
     assert fake.count()["DeleteObjects"] <= 10
     assert set(fake.count()) == {"CopyObject", "ListObjectsV2", "DeleteObjects"}
     client.close()
@@ -426,15 +449,15 @@ def test_a_report(world):
     name = world.scheduler.schedule(NINE, "missing", "c", b"body")
     report = world.run()
     assert report.copied == 2
-    (failure,) = report.failed
-    assert report.failed_count == 1
+    (failure,) = report.failures
+    assert report.failed == 1
     assert (failure.event.name, failure.event.bucket, failure.event.key) == (name, "missing", "c")
     assert (failure.event.due, failure.event.size, failure.quarantined) == (NINE, 4, False)
     assert failure.error.response["Error"]["Code"] == "NoSuchBucket"
-    assert report.invalid == ("later/2030-01-31T08:00Z",)
-    assert report.invalid_count == 1
+    assert report.invalid_names == ("later/2030-01-31T08:00Z",)
+    assert report.invalid == 1
     assert report.unfinished is False
-    assert timedelta(minutes=5) <= report.max_delay < timedelta(minutes=7)
+    assert timedelta(minutes=5) <= report.max_lateness < timedelta(minutes=7)
     assert world.waiting == ["later/2030-01-31T08:00Z", name]
 
 
@@ -442,17 +465,29 @@ def test_a_report(world):
 def test_a_report_of_nothing(world):
     """A run with nothing to do reports nothing, and has nothing to raise."""
     report = world.run()
-    assert report == Report(0, (), 0, (), 0, unfinished=False, max_delay=timedelta(0))
+    assert report == Report(0, 0, 0, (), 0, (), unfinished=False, max_lateness=timedelta(0))
     report.raise_for_failures()
 
 
 @on("memory")
-def test_a_set_aside_event(world):
+def test_a_quarantined_event(world):
     """An event tried for longer than `retry_for` is reported as moved to `failed/`."""
     name = world.scheduler.schedule(NINE, "missing", "c", b"body")
-    (failure,) = world.run(now=TEN, retry_for=timedelta(hours=1)).failed
+    (failure,) = world.run(now=TEN, retry_for=timedelta(hours=1)).failures
     assert failure.quarantined is True
-    assert world.waiting == ["later/failed/" + name.removeprefix("later/")]
+    assert world.waiting == ["later/failed/NoSuchBucket/" + name.removeprefix("later/")]
+
+
+@on("memory")
+@pytest.mark.parametrize(
+    ("retry_for", "quarantined"),
+    [(3600, True), (3600.5, False), (timedelta(hours=1), True), (None, False)],
+)
+def test_durations(world, retry_for, quarantined):
+    """A duration is seconds or a timedelta; None: for ever."""
+    world.scheduler.schedule(NINE, "missing", "c", b"body")
+    report = world.run(now=TEN, retry_for=retry_for, time_limit=timedelta(minutes=1))
+    assert [failure.quarantined for failure in report.failures] == [quarantined]
 
 
 @on("memory")
@@ -478,18 +513,21 @@ def test_reports_are_frozen(world):
     with pytest.raises(FrozenInstanceError):
         report.copied = 1
     with pytest.raises(FrozenInstanceError):
-        report.failed[0].quarantined = True
-    assert isinstance(report.failed[0], Failure)
+        report.failures[0].quarantined = True
+    assert isinstance(report.failures[0], Failure)
 
 
-def test_only_the_first_thousand_failures_are_kept(fake):
+def test_only_the_first_thousand_failures_are_kept():
     """A report names a thousand failures, and counts them all."""
-    fake.fill(due=1010)
-    client = fake.client(max_pool_connections=16)
-    report = run_due(Scheduler("events", "later", client), target_buckets=[])
-    assert (len(report.failed), report.failed_count) == (1000, 1010)
-    assert (report.copied, fake.sizes()) == (0, {"events": 1010, "target": 0})
-    client.close()
+    tally = Tally()
+    failures = [
+        Failure(Event(NINE, "b", f"{i}", f"later/{i}", 0, ""), OSError(), quarantined=False)
+        for i in range(1010)
+    ]
+    for failure in failures:
+        tally.add_failure(failure)
+    report = tally.report(unfinished=False)
+    assert (report.failures, report.failed) == (tuple(failures[:1000]), 1010)
 
 
 @on("memory")
@@ -500,8 +538,8 @@ def test_invalid_names(world, caplog):
         world.put(name)
     world.schedule(NINE, "k")
     report = world.run()
-    assert report.invalid == tuple(names[:100])
-    assert report.invalid_count == 120
+    assert report.invalid_names == tuple(names[:100])
+    assert report.invalid == 120
     assert report.copied == 1
     report.raise_for_failures()
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -517,8 +555,12 @@ def test_the_summary(world, caplog):
     world.schedule(NINE, "k")
     world.run(now=NINE)
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
-    told = "run_due s3://events/later/ copied 1 failed 0 invalid 0 unfinished 0 max_delay "
+    told = (
+        "run_due s3://events/later/ copied 1 delivered_before 0 failed 0 invalid 0 unfinished 0 "
+        "max_lateness "
+    )
     assert line.startswith(told)
+    assert len(line.rpartition(".")[2]) == 3
     assert 0 <= float(line.removeprefix(told)) < 60
 
 
@@ -536,21 +578,24 @@ def test_the_summary(world, caplog):
         ({"shard": (-1, 2)}, r"\(-1, 2\) does not exist"),
         ({"shard": (0, 0)}, r"\(0, 0\) does not exist"),
         ({"target_buckets": "target"}, r"'target' .* such as \['target'\]"),
-        ({"time_limit": -7.0}, r"-7.0 leaves no time .* longer time-out"),
+        ({"time_limit": -7.0}, r"-7.0 leaves no time .* longer timeout"),
         ({"time_limit": 0}, r"0 leaves no time"),
-        ({"time_limit": float("nan")}, r"nan leaves no time"),
-        ({"retry_for": 86_400}, r"86400 is not a timedelta; .* timedelta\(days=1\)"),
+        ({"time_limit": timedelta()}, "leaves no time"),
+        ({"time_limit": float("nan")}, "nan is not a duration; pass seconds or a timedelta"),
+        ({"retry_for": "1d"}, "retry_for '1d' is not a duration"),
+        ({"extra_args": {"StorageClas": "GLACIER"}}, "StorageClas"),
         ({"extra_args": {"IfNoneMatch": "*"}}, "IfNoneMatch in extra_args .* leave it out"),
         ({"extra_args": {"CopySourceIfMatch": "x"}}, "CopySourceIfMatch in extra_args"),
     ],
 )
 def test_no_run(world, options, advice):
-    """Nothing is sent for arguments that cannot be meant; the error says what would be right."""
+    """Nothing is sent for invalid arguments; the error says what would be right."""
     with (
         counted(world.client) as count,
-        pytest.raises(InvalidEvent, match=advice),
+        pytest.raises(ValueError, match=advice) as caught,
     ):
         run_due(world.scheduler, **options)
+    assert not isinstance(caught.value, InvalidEvent)
     assert count == {}
 
 
@@ -566,4 +611,4 @@ def test_half_a_shard(world):
 def test_no_folder_to_list(world):
     """What S3 answers when the folder cannot be listed passes through."""
     with pytest.raises(ClientError, match="NoSuchBucket"):
-        run_due(Scheduler("missing", "later", world.client))
+        run_due(Scheduler("missing", "later", client=world.client))

@@ -1,0 +1,90 @@
+"""What is copied and not yet confirmed deleted: when it is deleted, and how much there may be."""
+
+from datetime import datetime, timezone
+
+import pytest
+
+from s3_scheduler import Event
+from s3_scheduler.unconfirmed import BATCH, LINGER, MAX_UNCONFIRMED, Unconfirmed
+
+DUE = datetime(2030, 1, 31, tzinfo=timezone.utc)
+
+
+def events(count):
+    return [Event(DUE, "b", f"k{i}", f"later/k{i}", 1, '"etag"') for i in range(count)]
+
+
+@pytest.fixture
+def held():
+    return Unconfirmed()
+
+
+def add(held, count, now=0.0):
+    for event in events(count):
+        held.add(event, now)
+
+
+def test_none(held):
+    """While nothing is copied there is nothing to wait for."""
+    assert (held.wait(0.0), held.is_full, held.take()) == (None, False, [])
+
+
+def test_a_batch_goes_at_once(held):
+    """Fifty are deleted at once, all together."""
+    add(held, BATCH - 1)
+    assert held.wait(0.0) == LINGER
+    add(held, 1)
+    assert held.wait(0.0) == 0
+    assert held.take() == [*events(BATCH - 1), *events(1)]
+    assert held.wait(0.0) is None
+
+
+def test_a_few_linger(held):
+    """Fewer wait for others, a second after the first of them at most."""
+    held.add(events(1)[0], 10.0)
+    held.add(events(2)[1], 10.6)
+    assert held.wait(10.75) == LINGER - 0.75
+    assert held.wait(11.0) == held.wait(99.0) == 0
+    assert held.take() == events(2)
+    held.add(events(1)[0], 20.0)
+    assert held.wait(20.0) == LINGER
+
+
+@pytest.mark.parametrize("deleting", [0, 30])
+def test_a_hundred(held, deleting):
+    """At a hundred no copy may start, whether they wait for their delete or are being deleted."""
+    add(held, deleting)
+    held.take()
+    add(held, MAX_UNCONFIRMED - deleting - 1)
+    assert not held.is_full
+    add(held, 1)
+    assert held.is_full
+
+
+def test_the_deleted_make_room(held):
+    """What is deleted leaves its place; what S3 did not delete keeps it."""
+    add(held, MAX_UNCONFIRMED)
+    batch = held.take()
+    assert held.is_full
+    held.settle(batch, stuck=1)
+    assert not held.is_full
+    add(held, MAX_UNCONFIRMED - 2)
+    assert not held.is_full
+    add(held, 1)
+    assert held.is_full
+
+
+def test_no_place_and_nothing_under_way(held):
+    """When there is no place left and no delete under way, the few that there are go at once."""
+    add(held, MAX_UNCONFIRMED - 1)
+    held.settle(held.take(), stuck=MAX_UNCONFIRMED - 1)
+    add(held, 1)
+    assert (held.is_full, held.wait(0.0)) == (True, 0)
+
+
+def test_no_place_while_some_are_deleted(held):
+    """While a delete is under way, which may make room, they wait for others."""
+    add(held, MAX_UNCONFIRMED - 1)
+    held.take()
+    add(held, 1)
+    assert (held.is_full, held.wait(0.0)) == (True, LINGER)
