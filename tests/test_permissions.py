@@ -19,9 +19,11 @@ from botocore.exceptions import ClientError
 
 from s3_scheduler import AlreadyScheduled, NotScheduled, Scheduler, run_due
 from support.fakes3 import Error
+from support.once import needs_once
 
 NOW = datetime(2030, 1, 31, 9, tzinfo=timezone.utc)
 LARGE = 6 * 1024**3
+POLICIES = Path(__file__).parent / "recipes" / "policies"
 POLICIES = Path(__file__).parent / "recipes" / "policies"
 
 
@@ -189,9 +191,16 @@ def use(fake, application, **extra):
     schedule(NOW - timedelta(days=2), "refused")
 
 
-def run(runner):
-    report = run_due(runner.scheduler, now=NOW)
+def run(runner, **options):
+    report = run_due(runner.scheduler, now=NOW, **options)
     return report.copied, [failure.quarantined for failure in report.failures]
+
+
+def put_back(fake, application):
+    """Do what an operator does once the fault is mended."""
+    fake.fault = lambda request: None
+    for event in application.scheduler.failed():
+        application.scheduler.retry(event.name)
 
 
 def add_large(fake, key, **headers):
@@ -204,10 +213,11 @@ def add_large(fake, key, **headers):
 # --- Policies ---------------------------------------------------------------------------------
 
 
-def policy(which):
+def policy(role):
     """Read the grants of a policy."""
     grants = set()
-    for statement in json.loads((POLICIES / which).read_text(encoding="utf-8"))["Statement"]:
+    text = (POLICIES / f"{role}.json").read_text(encoding="utf-8")
+    for statement in json.loads(text)["Statement"]:
         assert statement["Effect"] == "Allow"
         prefix = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix")
         for action in aslist(statement["Action"]):
@@ -219,12 +229,13 @@ def aslist(value):
     return [value] if isinstance(value, str) else value
 
 
-def added(row, column):
-    """Read what a row of their README's table adds, for the runner (1) or the application (2)."""
+def added(row, role):
+    """Read what a row of the table beside the policies adds for a role."""
     text = (POLICIES / "README.md").read_text(encoding="utf-8")
     [line] = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
+    cell = line.split("|")[2 + ROLES.index(role)]
     grants = set()
-    for clause in line.strip("| ").split(" | ")[column].split(";"):
+    for clause in cell.split(";") if cell.strip() else ():
         actions, resources = (re.findall("`(.+?)`", part) for part in clause.split(" on "))
         grants |= {Need(action, arn(it)) for action in actions for it in resources}
     return grants
@@ -246,8 +257,8 @@ def superfluous(grants, needs):
     return {grant for grant in grants if not any(permits(grant, need) for need in needs)}
 
 
-RUNNER, APPLICATION = "runner.json", "application.json"
-TAGS, LARGE_ONES, ONCE = "tags", "events above 1 GiB", "`once`"
+ROLES = RUNNER, APPLICATION = "runner", "application"
+ONCE, TAGS, LARGE_ONES = "`once`", "tags", "events above 1 GiB"
 
 
 def test_policies_suffice_and_no_more(fake, callers):
@@ -255,26 +266,44 @@ def test_policies_suffice_and_no_more(fake, callers):
     application, runner = callers
     use(fake, application)
     assert run(runner) == (3, [True])
-    for caller, which in ((application, APPLICATION), (runner, RUNNER)):
-        assert refused(policy(which), caller.needs) == set()
-        assert superfluous(policy(which), caller.needs) == set()
+    put_back(fake, application)
+    for caller, role in zip(callers, (APPLICATION, RUNNER), strict=True):
+        assert refused(policy(role), caller.needs) == set()
+        assert superfluous(policy(role), caller.needs) == set()
 
 
 def test_policies_with_tags(fake, callers):
-    """With tags, they need what their README says to add, and nothing else."""
+    """With tags, they need what the table says to add, and nothing else."""
     application, runner = callers
     use(fake, application, Tagging="paid=no")
     assert run(runner) == (3, [True])
-    for caller, which, column in ((application, APPLICATION, 2), (runner, RUNNER, 1)):
-        more = added(TAGS, column)
-        assert refused(policy(which) | more, caller.needs) == set()
+    for caller, role in zip(callers, (APPLICATION, RUNNER), strict=True):
+        more = added(TAGS, role)
+        assert refused(policy(role) | more, caller.needs) == set()
         assert superfluous(more, caller.needs) == set()
-        assert refused(policy(which), caller.needs) != set()
+        assert refused(policy(role), caller.needs) != set()
 
 
+@needs_once
+def test_policies_with_once(fake, callers):
+    """With once=True, a runner looks at the target where one exists, and needs nothing else."""
+    application, runner = callers
+    use(fake, application)
+    fake.put("shop-emails", "due", b"x")
+    fake.put("shop-emails", "in parts", b"something else")
+    assert run(runner, once=True)[0] == 1
+    more = added(ONCE, RUNNER)
+    assert refused(policy(RUNNER) | more, runner.needs) == set()
+    assert refused(policy(RUNNER), runner.needs) == {
+        Need("s3:GetObject", arn("shop-emails", key)) for key in ("due", "in parts")
+    }
+    assert superfluous(more, runner.needs) == set()
+
+
+@pytest.mark.parametrize("once", [False, pytest.param(True, marks=needs_once)])
 @pytest.mark.parametrize("tags", [False, True])
-def test_policies_above_1_gib(fake, callers, tags):
-    """Likewise for objects that S3 copies only in parts, delivered, refused, or moved."""
+def test_policies_for_large_objects(fake, callers, tags, once):
+    """Likewise for objects that are copied in parts: delivered, refused, or moved."""
     application, runner = callers
     headers = {"x_amz_tagging": "paid=no"} if tags else {}
     moved = add_large(fake, "moved", **headers)
@@ -282,32 +311,19 @@ def test_policies_above_1_gib(fake, callers, tags):
     add_large(fake, "large", **headers)
     add_large(fake, "refused", **headers)
     refuse(fake, "CreateMultipartUpload", key="refused")
-    assert run(runner) == (1, [True])
+    assert run(runner, once=once) == (1, [True])
 
     # Parts that fail are cleaned up, at the target and in failed/.
-    add_large(fake, "large", **headers)
+    add_large(fake, "another", **headers)
     refuse(fake, "UploadPartCopy")
-    assert run(runner) == (0, [False])
+    assert run(runner, once=once) == (0, [False])
 
-    for caller, which, column in ((application, APPLICATION, 2), (runner, RUNNER, 1)):
-        more = added(LARGE_ONES, column)
-        all_of_it = policy(which) | more | (added(TAGS, column) if tags else set())
+    for caller, role in zip(callers, (APPLICATION, RUNNER), strict=True):
+        more = added(LARGE_ONES, role)
+        all_of_it = policy(role) | more | (added(TAGS, role) if tags else set())
         assert refused(all_of_it, caller.needs) == set()
         assert superfluous(more, caller.needs) == set()
-        assert refused(policy(which), caller.needs) != set()
-
-
-def test_policies_with_once(fake, callers):
-    """Likewise for `once=True`, which looks at a target that is there already."""
-    _, runner = callers
-    name = "later/2030-01-31T08:00:00.000000Z|shop-emails|k"
-    fake.put("my-bucket", name, b"x")
-    fake.put("shop-emails", "k", b"x")
-    assert run_due(runner.scheduler, now=NOW, once=True).delivered_before == 1
-    more = added(ONCE, 1)
-    assert refused(policy(RUNNER) | more, runner.needs) == set()
-    assert superfluous(more, runner.needs) == set()
-    assert refused(policy(RUNNER), runner.needs) != set()
+        assert refused(policy(role), caller.needs) != set()
 
 
 def test_expected_owners(fake, callers):
@@ -315,21 +331,21 @@ def test_expected_owners(fake, callers):
     _, runner = callers
     add_large(fake, "large")
     fake.put("my-bucket", "later/2030-01-29T09:00:00.000000Z|shop-emails|small", b"x")
-    owners = {"ExpectedBucketOwner": "111122223333", "ExpectedSourceBucketOwner": "111122223333"}
-    run_due(runner.scheduler, now=NOW, extra_args=owners)
-    assert refused(policy(RUNNER) | added(LARGE_ONES, 1), runner.needs) == set()
+    owners = {"ExpectedBucketOwner": fake.owner, "ExpectedSourceBucketOwner": fake.owner}
+    assert run(runner, extra_args=owners) == (2, [])
+    assert refused(policy(RUNNER) | added(LARGE_ONES, RUNNER), runner.needs) == set()
 
 
-@pytest.mark.parametrize("which", [RUNNER, APPLICATION])
-def test_any_action_less_is_refused(fake, callers, which):
+@pytest.mark.parametrize("role", ROLES)
+def test_any_action_less_is_refused(fake, callers, role):
     """The check would have found a missing action, and a target that the policy does not name."""
     application, runner = callers
     use(fake, application)
     run(runner)
-    needs = (runner if which == RUNNER else application).needs
-    for grant in policy(which):
-        assert refused(policy(which) - {grant}, needs) != set()
-    assert refused(policy(which), [Need("s3:PutObject", arn("another-bucket", "k"))]) != set()
+    needs = (runner if role == RUNNER else application).needs
+    for grant in policy(role):
+        assert refused(policy(role) - {grant}, needs) != set()
+    assert refused(policy(role), [Need("s3:PutObject", arn("another-bucket", "k"))]) != set()
 
 
 def test_an_unknown_request_is_refused(callers):
