@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from bisect import insort
+from collections import deque
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class _Lane:
     ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
     behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key that is at work
     waiting: int = 0  # events in `ready` and `behind`
-    blocked: set[int] = field(default_factory=set)  # hashes of events that stay and of their keys
+    blocked: set[int] = field(default_factory=set)  # hashes of keys that an event stays for
 
     in_flight: int = 0
     window: float = 1
@@ -54,9 +53,8 @@ class _Lane:
     unanswered: int = 0
     shut: bool = False
 
-    left_out: str = ""  # the first name for which there was no room
-    full: bool = False  # it takes nothing until the listing returns to `left_out`
-    overfull: set[str] = field(default_factory=set)  # keys that take nothing until then
+    def is_silent(self, now: float) -> bool:
+        return self.in_flight > 0 and now - (self.heard or 0) > SILENCE
 
 
 class Backlog:
@@ -73,17 +71,16 @@ class Backlog:
         self.in_flight = 0
         self.surveyed = False
         """The listing has come to its end once: all there is to read again was left out."""
-        self._skipped = False  # an event is left for the next run, as an earlier one stays
         self._lanes: dict[str, _Lane] = {}
+        self._active: dict[str, _Lane] = {}  # with copies in flight
+        # Where there was no room: the first name left out, of a target or, without key, a bucket.
+        self._gaps: dict[tuple[str, str], str] = {}
+        self._resumed: dict[tuple[str, str], str] = {}  # gaps that the page that is open fills
         self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
-        self._future: list[tuple[str, Event]] = []  # a heap by name: not due yet
-        self._waiting = 0  # in all lanes
-        self._blocked = 0  # targets, in all lanes
-        self._names: set[str] = set()  # of all events that are waiting or begun
-        self._gaps: dict[str, _Lane] = {}  # lanes with `left_out`
-        self._active: dict[str, _Lane] = {}  # lanes with copies in flight
-        self._left: set[str] = set()  # names that left, and may be in a page under way
-        self._resumed: list[_Lane] = []  # lanes for which the listing has returned
+        self._future: deque[Event] = deque()  # not due yet, in the order of their names
+        self._waiting = 0  # events in all lanes
+        self._blocked = 0  # targets in all lanes
+        self._skipped = False  # an event is left for the next run, as an earlier one stays
 
     def __len__(self) -> int:
         return self._waiting + len(self._future)
@@ -105,20 +102,27 @@ class Backlog:
         supply = len(self._future)
         for lane in self._lanes.values():
             if supply >= 4 * self.width:
-                return False
-            if lane.prompt:
-                supply += len(lane.ready)
+                break
+            supply += len(lane.ready) if lane.prompt else 0
         return supply < 4 * self.width and self._has_room()
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
-        gaps = [(lane.shut, lane.left_out) for lane in self._gaps.values() if self._resumes(lane)]
+        gaps = [
+            (self._lanes[s[0]].shut, name) for s, name in self._gaps.items() if self._resumes(s)
+        ]
         return min(gaps)[1][:-1] if gaps else None
 
-    def _resumes(self, lane: _Lane) -> bool:
+    def _resumes(self, scope: tuple[str, str]) -> bool:
+        """Whether there is room again for what was left out, and it may go."""
+        bucket, key = scope
+        lane = self._lanes[bucket]
+        if key:
+            few = len(lane.behind.get(key, ())) < MAX_FOR_ONE_TARGET // 2
+            return few and not lane.shut and (bucket, "") not in self._gaps
         # For a slow lane no other is made to leave room, or they would take turns for ever.
         has_room = lane.prompt or len(self) < MAX_BACKLOG
-        may_go = not lane.shut or self._drains(lane, lane.left_out)
+        may_go = not lane.shut or self._drains(lane, self._gaps[scope])
         return has_room and may_go and lane.waiting < MAX_FOR_ONE_TARGET // 2
 
     def _drains(self, lane: _Lane, name: str) -> bool:
@@ -129,105 +133,92 @@ class Backlog:
         """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
         if len(self) < MAX_BACKLOG:
             return True
-        slow = [lane for lane in self._lanes.values() if not lane.prompt and lane.waiting > 1]
+        slow = [lane for lane in self._lanes.values() if not lane.prompt and lane.ready]
         if slow:
             lane = max(slow, key=lambda lane: lane.waiting)
-            waiting = [name for name, _ in lane.ready]
-            waiting += [event.name for queue in lane.behind.values() for event in queue]
-            self._forget(lane, sorted(waiting)[len(waiting) // 2])
+            lane.ready.sort()
+            self._forget(lane, from_name=lane.ready[len(lane.ready) // 2][0])
         return len(self) < MAX_BACKLOG
 
-    def _forget(self, lane: _Lane, first: str) -> None:
-        """Leave out what waits in the lane from the name `first` on."""
-        dropped = {name for name, _ in lane.ready if name >= first}
-        for _, event in lane.ready:
-            if event.name in dropped:
-                dropped.update(later.name for later in lane.behind.pop(event.key))
-        lane.ready = [(name, event) for name, event in lane.ready if name not in dropped]
+    def _forget(self, lane: _Lane, from_name: str = "") -> None:
+        """Leave out what waits in the lane from a name on."""
+        dropped = [event for name, event in lane.ready if name >= from_name]
+        lane.ready = [item for item in lane.ready if item[0] < from_name]
         heapq.heapify(lane.ready)
+        dropped += [later for event in dropped for later in lane.behind.pop(event.key)]
         for queue in lane.behind.values():
-            dropped.update(event.name for event in queue if event.name >= first)
-            queue[:] = [event for event in queue if event.name not in dropped]
+            dropped += [event for event in queue if event.name >= from_name]
+            queue[:] = [event for event in queue if event.name < from_name]
+        self._count(lane, -len(dropped))
         if dropped:
-            self._leave_out(lane, min(dropped))
-            lane.full = True
-        lane.waiting -= len(dropped)
-        self._waiting -= len(dropped)
-        self._names -= dropped
+            first = min(event.name for event in dropped)
+            for scope in [s for s, name in self._gaps.items() if s[0] == lane.bucket]:
+                if self._gaps[scope] >= first:
+                    del self._gaps[scope]
+            self._leave_out(first, lane.bucket)
 
-    def _leave_out(self, lane: _Lane, name: str) -> None:
-        lane.left_out = min(lane.left_out or name, name)
-        self._gaps[lane.bucket] = lane
+    def _leave_out(self, name: str, bucket: str, key: str = "") -> None:
+        self._gaps[bucket, key] = min(name, self._gaps.get((bucket, key), name))
+
+    def _count(self, lane: _Lane, change: int) -> None:
+        lane.waiting += change
+        self._waiting += change
 
     def open_page(self, after: str, last: str | None) -> None:
         """The names after `after` come next, up to `last`; None: to the end."""
-        self._resumed = [
-            lane
-            for lane in self._gaps.values()
-            if self.surveyed
-            and self._resumes(lane)
-            and after < lane.left_out
-            and (last is None or lane.left_out <= last or lane.left_out[:-1] == after)
-        ]
-        for lane in self._resumed:
-            del self._gaps[lane.bucket]
-            lane.left_out, lane.full = "", False
-            lane.overfull.clear()
+        for scope, first in list(self._gaps.items()) if self.surveyed else ():
+            reached = last is None or first <= last or first[:-1] == after
+            if after < first and reached and self._resumes(scope):
+                self._resumed[scope] = self._gaps[scope]
+        for scope in self._resumed:
+            del self._gaps[scope]
 
     def add(self, event: Event) -> None:
-        """Take an event that is due."""
-        if event.name in self._names or event.name in self._left:
-            return
+        """Take an event that is due, of the page that is open."""
+        target = event.bucket, event.key
+        first = self._resumed.get(target) or self._resumed.get((event.bucket, ""))
+        # In a page that is read again only what was left out is new.
+        if not self.surveyed or (first and event.name >= first):
+            self._accept(event)
+
+    def _accept(self, event: Event) -> None:
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
+        behind = lane.behind.get(event.key)
         if hash(event.key) in lane.blocked:
-            self._skipped |= hash(event.name) not in lane.blocked
-        elif lane.full or event.key in lane.overfull:
-            self._leave_out(lane, event.name)
-        elif lane.shut and not self._drains(lane, event.name):
-            self._leave_out(lane, event.name)
-            lane.full = True
-        elif len(lane.behind.get(event.key, ())) >= MAX_FOR_ONE_TARGET:
-            self._leave_out(lane, event.name)
-            lane.overfull.add(event.key)
+            self._skipped = True
+        elif (event.bucket, "") in self._gaps or (lane.shut and not self._drains(lane, event.name)):
+            self._leave_out(event.name, event.bucket)
+        elif (event.bucket, event.key) in self._gaps or len(behind or ()) >= MAX_FOR_ONE_TARGET:
+            self._leave_out(event.name, event.bucket, event.key)
         else:
-            self._names.add(event.name)
-            lane.waiting += 1
-            self._waiting += 1
-            if event.key in lane.behind:
-                insort(lane.behind[event.key], event, key=attrgetter("name"))
+            self._count(lane, 1)
+            if behind is not None:
+                behind.append(event)
             else:
                 lane.behind[event.key] = []
                 self._make_ready(lane, event)
 
     def hold(self, event: Event) -> None:
-        """Take an event that is not due yet; `ripen` adds it."""
-        if event.name not in self._names:
-            self._names.add(event.name)
-            heapq.heappush(self._future, (event.name, event))
+        """Take an event of the page that is open which is not due yet; `ripen` adds it."""
+        if not self.surveyed:
+            self._future.append(event)
 
     def ripen(self, bound: str) -> None:
         """Add the held events whose names sort before `bound`."""
-        while self._future and self._future[0][0] < bound:
-            name, event = heapq.heappop(self._future)
-            self._names.remove(name)
-            self.add(event)
+        while self._future and self._future[0].name < bound:
+            self._accept(self._future.popleft())
 
     @property
     def next_held(self) -> Event | None:
         """The held event that is due first."""
-        return self._future[0][1] if self._future else None
+        return self._future[0] if self._future else None
 
     def close_page(self, last: str | None) -> None:
         """All names up to `last` were given; None: to the end."""
-        self._left.clear()
-        if last is None:
-            self.surveyed = True
-        elif self.surveyed:
-            for lane in self._resumed:
-                self._leave_out(lane, last + "\0")
-        if self.surveyed:
-            for lane in self._gaps.values():
-                lane.full = True
+        for scope in self._resumed if last is not None else ():
+            self._leave_out(f"{last}\0", *scope)
+        self._resumed = {}
+        self.surveyed = self.surveyed or last is None
 
     # Copying: who may go next, and what became of it
 
@@ -241,48 +232,41 @@ class Backlog:
             rank = heapq.heappop(self._order)
             lane = self._lanes[rank[-1]]
             actual = self._rank(lane, now)
-            if actual != rank:  # the lane has changed since
-                if actual:
-                    heapq.heappush(self._order, actual)
-                continue
-            event = self._take(lane)
-            if not lane.in_flight:
-                lane.heard = now
+            if actual == rank:
+                if not lane.in_flight:
+                    lane.heard = now
+                lane.in_flight += 1
+                self.in_flight += 1
                 self._active[lane.bucket] = lane
-            lane.in_flight += 1
-            self.in_flight += 1
-            self._enter(lane)
-            return event
+                event = self._take(lane)
+                self._enter(lane)
+                return event
+            if actual:  # the lane has changed since
+                heapq.heappush(self._order, actual)
         return None
 
     def _busy(self, now: float) -> int:
         """Copies in flight, without those for silent buckets, up to another width of them."""
         if self.in_flight < self.width:
             return self.in_flight
-        silent = sum(e.in_flight for e in self._active.values() if _is_silent(e, now))
+        silent = sum(e.in_flight for e in self._active.values() if e.is_silent(now))
         return self.in_flight - min(silent, self.width)
 
-    def _rank(self, lane: _Lane, now: float | None = None) -> tuple[int, int, str, str] | None:
+    def _rank(self, lane: _Lane, now: float = 0) -> tuple[int, int, str, str] | None:
         if not lane.ready or lane.in_flight >= int(lane.window):
             return None
         name = lane.ready[0][0]
         if lane.shut:
-            order = 3
-            if not self._drains(lane, name):
-                return None
-        elif lane.prompt and not (now is not None and _is_silent(lane, now)):
-            order = 0
-        else:
-            order = 1 if lane.heard is None else 2
+            return (3, lane.in_flight, name, lane.bucket) if self._drains(lane, name) else None
+        new = lane.heard is None
+        order = 0 if lane.prompt and not lane.is_silent(now) else 1 if new else 2
         return order, lane.in_flight, name, lane.bucket
 
     def _enter(self, lane: _Lane) -> None:
         """Let the lane go next when it ranks first."""
+        lanes = [lane]
         if len(self._order) > 4 * len(self._lanes) + 64:  # most of it is of the past
-            self._order = []
-            lanes = list(self._lanes.values())
-        else:
-            lanes = [lane]
+            self._order, lanes = [], list(self._lanes.values())
         for each in lanes:
             if rank := self._rank(each):
                 heapq.heappush(self._order, rank)
@@ -291,13 +275,12 @@ class Backlog:
         if lane.failures and not lane.shut:
             # The oldest may all be of one prefix that fails, so others have a chance, too.
             index = random.randrange(len(lane.ready))  # noqa: S311 - nothing secret
-            lane.ready[index], lane.ready[-1] = lane.ready[-1], lane.ready[index]
-            _, event = lane.ready.pop()
+            lane.ready[0], lane.ready[index] = lane.ready[index], lane.ready[0]
+            event = lane.ready.pop(0)[1]
             heapq.heapify(lane.ready)
         else:
-            _, event = heapq.heappop(lane.ready)
-        lane.waiting -= 1
-        self._waiting -= 1
+            event = heapq.heappop(lane.ready)[1]
+        self._count(lane, -1)
         return event
 
     def delivered(self, event: Event, now: float, seconds: float) -> None:
@@ -329,12 +312,12 @@ class Backlog:
         lane.failures += 1
         lane.unanswered += unanswered
         lane.refused = lane.refused and refused
-        if healthy:
-            lane.delivered = True
+        lane.delivered |= healthy
+        if quarantined or healthy:
             self._grow(lane)
         if quarantined:
-            lane.failures *= not lane.shut  # what it is to do
-            self._grow(lane)
+            if lane.shut:
+                lane.failures = 0  # it is what it goes on for
             self.release(event)
         else:
             self.block(event)
@@ -354,26 +337,23 @@ class Backlog:
             lane.halved, lane.throttled, lane.refused = now, True, False
             lane.window = max(1, lane.window / 2)
             lane.failures += 1
-        if lane.failures >= MAX_FAILURES:
-            self.block(event)
-            self._shut(lane)
-            return True
-        self.again(event)
-        return False
+        if lane.failures < MAX_FAILURES:
+            self.again(event)
+            return False
+        self.block(event)
+        self._shut(lane)
+        return True
 
     def again(self, event: Event) -> None:
         """An event that was begun waits again, as the first for its target."""
         lane = self._lanes[event.bucket]
-        lane.waiting += 1
-        self._waiting += 1
+        self._count(lane, 1)
         self._make_ready(lane, event)
         self._enter(lane)
 
     def release(self, event: Event) -> None:
         """The event has left the folder: the next for its target is ready."""
         lane = self._lanes[event.bucket]
-        self._names.remove(event.name)
-        self._left.add(event.name)
         if behind := lane.behind[event.key]:
             self._make_ready(lane, behind.pop(0))
         else:
@@ -384,11 +364,8 @@ class Backlog:
         lane = self._lanes[event.bucket]
         behind = lane.behind.pop(event.key)
         self._skipped |= bool(behind)
-        lane.waiting -= len(behind)
-        self._waiting -= len(behind)
-        self._names.difference_update(later.name for later in behind)
-        self._names.remove(event.name)
-        lane.blocked |= {hash(event.key), hash(event.name)}
+        self._count(lane, -len(behind))
+        lane.blocked.add(hash(event.key))
         self._blocked += 1
         if self._blocked > MAX_BLOCKED:
             self._shut(lane)
@@ -420,8 +397,4 @@ class Backlog:
         if lane.shut:  # what it refuses cannot be quarantined, either
             lane.refused = False
         lane.shut, lane.window, lane.failures = True, 1, 0
-        self._forget(lane, "")
-
-
-def _is_silent(lane: _Lane, now: float) -> bool:
-    return lane.in_flight > 0 and now - (lane.heard or 0) > SILENCE
+        self._forget(lane)
