@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from s3_scheduler import Scheduler
 from s3_scheduler.__main__ import main
-from support.buckets import emptied
 from support.fakes3 import Empty, Error, always, on
 from support.once import needs_once
 
@@ -158,22 +157,6 @@ def test_an_event_s_whole_life(seaweed, seaweed_client, bucket, target, file):
     assert ran.endswith("Z  0 delivered; 1 failed\n")
     assert shell("retry", folder) == uri
     assert shell("list", "s3://nobody-has-it/later", code=2) == ""
-
-
-@posix
-def test_listed_events_are_cancelled_through_a_pipe(seaweed, seaweed_client, bucket):
-    """What `list --uri` prints, `xargs` gives to `cancel`, whatever the keys."""
-    for key in ("a b", "it's", 'say "hi"', "100%", "ü|x"):
-        seaweed_client.put_object(Bucket=bucket, Key=f"later/{NEW_YEAR}|target|{key}", Body=b"")
-    kept = "later/2031-01-01T00:00:00.000000Z|target|k"
-    seaweed_client.put_object(Bucket=bucket, Key=kept, Body=b"")
-    cli = f"{sys.executable} -m s3_scheduler"
-    listing = f"{cli} list --uri s3://{bucket}/later --until 2031-01-01T00:00Z"
-    script = f"set -o pipefail; {listing} | xargs -d '\\n' {cli} cancel"
-    shell = ["/bin/bash", "-c", script]
-    subprocess.run(shell, env=real_environment(seaweed), check=True, stdout=subprocess.DEVNULL)
-    page = seaweed_client.list_objects_v2(Bucket=bucket)
-    assert [entry["Key"] for entry in page["Contents"]] == [kept]
 
 
 def test_the_installed_script():
@@ -1018,29 +1001,3 @@ def test_exit_codes_are_told(cli):
     """--help says what the exit codes mean, and --version which version this is."""
     assert "exit codes: 0, done; 1, " in cli("--help")[1]
     assert re.fullmatch(r"s3-scheduler \d+\.\d+.*\n", cli("--version")[1])
-
-
-@pytest.mark.slow
-def test_readme_session(seaweed, seaweed_client, bucket, target, tmp_path):
-    """The session in the README happens as it is shown there, but for its times."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = re.search(
-        r"^## Command line\n.*?```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL
-    )
-    assert section, "the README has a section with this session"
-    session = section[1]
-    audit = emptied(seaweed_client, "audit")
-    for name, own in (("my-bucket", bucket), ("shop", target), ("audit", audit)):
-        session = re.sub(rf"\b{name}\b", own, session)
-    for exchange in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
-        command, _, shown = exchange.partition("\n")
-        script = f's3-scheduler() {{ {sys.executable} -m s3_scheduler "$@"; }}; {command}'
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        bash, env = ["/bin/bash", "-c", script], real_environment(seaweed)
-        done = subprocess.run(bash, env=env, cwd=tmp_path, check=False, **pipes)
-        assert timeless(done.stdout) == timeless(shown)
-
-
-def timeless(text):
-    text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", text)
-    return re.sub(r"( +in)? +\d+ (d|h|min|s)\b( \d+ (h|min)\b)?( late)?", " SPAN", text)
