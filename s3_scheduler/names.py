@@ -37,7 +37,6 @@ _NAME = re.compile(
     r"\|(?P<bucket>[^|]+)\|(?P<key>.+)",
     re.DOTALL,
 )
-_FULL_DUE = "0000-00-00T00:00:00.000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,34 +71,25 @@ def folder_prefix(folder: str) -> str:
 def to_utc(when: When) -> datetime:
     """The moment, in UTC. Raises `ValueError` without a zone or outside the years 1 to 9999."""
     try:
-        if isinstance(when, timedelta):
-            moment: object = datetime.now(timezone.utc) + when
+        if isinstance(when, str):
+            moment = isoparse(when)
         else:
-            moment = _read(when) if isinstance(when, str) else when
-        if not isinstance(moment, datetime):
-            raise ValueError(  # noqa: TRY004 - a value of any type can be wrong here
-                f"{when!r} is not a moment; pass an aware datetime, a timedelta from now, "
-                "or an ISO 8601 string such as '2030-01-31T09:00:00Z'"
-            )
-        if moment.utcoffset() is None:
-            raise ValueError(
-                f"{when!r} has no time zone, so its moment is ambiguous; pass an aware one, such "
-                "as datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
-            )
-        return moment.astimezone(timezone.utc)
-    except OverflowError as error:
-        raise ValueError(
-            f"{when!r} is outside the years 1 to 9999 in UTC; choose a moment within them"
-        ) from error
-
-
-def _read(text: str) -> datetime:
-    try:
-        return isoparse(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{text!r} is not an ISO 8601 time ({error}); write it like '2030-01-31T09:00:00Z'"
-        ) from error
+            moment = datetime.now(timezone.utc) + when if isinstance(when, timedelta) else when
+        if moment.utcoffset() is not None:
+            return moment.astimezone(timezone.utc)
+    except OverflowError:
+        advice = "is outside the years 1 to 9999 in UTC; choose a moment within them"
+    except (AttributeError, ValueError):
+        advice = (
+            "is not a moment; pass an aware datetime, a timedelta from now, or an ISO 8601 string "
+            "such as '2030-01-31T09:00:00Z'"
+        )
+    else:
+        advice = (
+            "has no time zone, so its moment is ambiguous; pass an aware one, such as "
+            "datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
+        )
+    raise ValueError(f"{when!r} {advice}")
 
 
 def format_due(moment: datetime) -> str:
@@ -144,7 +134,7 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
     due = match["due"]
     try:
         # A time written by hand may stop early: the rest of it is zeros.
-        moment = datetime.fromisoformat(due + _FULL_DUE[len(due) :])
+        moment = datetime.fromisoformat(due + "0000-00-00T00:00:00.000000"[len(due) :])
     except ValueError as error:
         raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error
     return moment.replace(tzinfo=timezone.utc), match["bucket"], match["key"]

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .names import Event
 
-MAX_UNCONFIRMED = 100
-"""Events that may be copied and not confirmed deleted: those that a killed run delivers twice."""
-BATCH = 50
-"""Events for one DeleteObjects: half of MAX_UNCONFIRMED, so that as many are copied meanwhile."""
-LINGER = 1.0
-"""Seconds for which a copied event waits for others to be deleted with."""
+MAX_UNCONFIRMED = 100  # events copied and not confirmed deleted, which a killed run would repeat
+BATCH = 50  # events for one DeleteObjects: half of these, so that as many are copied meanwhile
+LINGER = 1.0  # seconds for which a copied event waits for others to be deleted with
 
 
 class Unconfirmed:
