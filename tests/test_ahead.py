@@ -122,11 +122,17 @@ def test_edge_of_the_window(folder, clock):
 
 
 def test_pages(folder, clock):
-    """The first listing asks for 100 names, the following ones for 1,000."""
+    """The first listing asks for 100 names; another, for 1,000, waits until they are used up."""
     folder.put_many(250, oldest=-5, step=0.001)
+    listed = []
+
+    def note(request):
+        if request.operation == "ListObjectsV2":
+            listed.append((clock.seconds >= 5, request.query["max-keys"]))
+
+    folder.s3.before = note
     assert run_by(folder.scheduler, clock, ahead=10).copied == 250
-    asked = [request.query["max-keys"] for request in folder.requests("ListObjectsV2")]
-    assert asked == ["100", "1000"]
+    assert listed == [(False, "100"), (True, "1000")]
 
 
 def test_due_and_ahead(folder, clock):
@@ -152,9 +158,9 @@ def test_names_by_hand(folder, clock):
     names = [
         by_hand(folder, "2030-01-31T12:00:03.250Z"),
         by_hand(folder, "2030-01-31T12:00:03.2Z"),
-        by_hand(folder, "2030-01-31T12:00:03.300000Z"),
+        by_hand(folder, "2030-01-31T12:00:03.350000Z"),
         by_hand(folder, "2030-01-31T12:00:03Z"),
-        by_hand(folder, "2030-01-31T12:00:04.000000Z"),
+        by_hand(folder, "2030-01-31T12:00:04.500000Z"),
         by_hand(folder, "2030-01-31T12:00Z"),
         by_hand(folder, "2030-01-31T12:01:00.500000Z"),
         by_hand(folder, "2030-01-31T12:01Z"),
