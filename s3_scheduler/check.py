@@ -68,16 +68,13 @@ class Check:
             folder.put(name, b"second", {}, create=True)
             cost = "this store overwrites in spite of If-None-Match"
         except ClientError as error:
-            cost = (
-                "" if error_code(error) in CHANGED else f"this store refuses If-None-Match: {error}"
-            )
+            cost = "" if error_code(error) in CHANGED else f"it fails on this store: {error}"
         self._judge("replace=False never overwrites", cost and f"replace=False: {cost}")
         self._write(name, put, b"third")
-        deleted = self._acts(self.delete, lambda: folder.delete(event))
+        promise = "cancel never removes a replacement that it has not seen"
         cost = "cancel may remove a replacement unseen: this store deletes in spite of If-Match"
-        self._judge(
-            "cancel never removes a replacement that it has not seen", cost if deleted else ""
-        )
+        deleted = self._acts(self.delete, lambda: folder.delete(event))
+        self._judge(promise, cost if deleted else "")
         self._describe(name, put, "a rescheduled event keeps")
 
     def _upload(self, name: str, put: str) -> None:
@@ -127,9 +124,7 @@ class Check:
         try:
             folder.copy(event, bucket, key, create=folder.can_create)
         except ClientError as error:
-            cost = (
-                f"this store refuses If-None-Match on copies ({error_code(error)}), so events fail"
-            )
+            cost = f"this store refuses If-None-Match on copies ({error_code(error)})"
             self._ask(put, lambda: folder.copy(event, bucket, key), place)
         self.tell("ok", f"copy to s3://{bucket}/")
         if tagged:
@@ -164,8 +159,8 @@ class Check:
             may_read = f"s3:GetObjectTagging on {self.here}"
             if self._may("tags", may_read, lambda: tags(name)) is None:
                 event, tagged = self._write(name, put, **fields), None
-        send = lambda: folder.copy(tagged or event, folder.bucket, copy)  # noqa: E731 - as others
-        self._ask(put, send, (folder.bucket, copy))
+        place = folder.bucket, copy
+        self._ask(put, lambda: folder.copy(tagged or event, *place), place)
         head: Any = client.head_object(**there, Key=copy)
         kept = fields == {field: head.get(field) for field in fields}
         if tagged:
@@ -176,11 +171,8 @@ class Check:
 
     def _versions(self) -> None:
         bucket, client = self.folder.bucket, self.folder.client
-        question, need = (
-            f"whether {bucket} keeps versions",
-            f"s3:GetBucketVersioning on {_arn(bucket)}",
-        )
-        answer = self._may(question, need, lambda: client.get_bucket_versioning(Bucket=bucket))
+        what, need = f"whether {bucket} keeps versions", f"s3:GetBucketVersioning on {_arn(bucket)}"
+        answer = self._may(what, need, lambda: client.get_bucket_versioning(Bucket=bucket))
         if answer and answer.get("Status"):
             text = "every delivery leaves one; add a lifecycle rule or use an unversioned bucket"
             self.tell("advice", f"{bucket} keeps old versions: {text}")
@@ -190,8 +182,7 @@ class Check:
     def _write(self, name: str, put: str, body: bytes = b"first", **extra: Any) -> Event:
         """Write a scratch object, read it and list it."""
         folder, bucket = self.folder, self.folder.bucket
-        write = lambda: folder.put(name, body, extra, create=False)  # noqa: E731
-        self._ask(put, write, (bucket, name))
+        self._ask(put, lambda: folder.put(name, body, extra, create=False), (bucket, name))
         event: Event = self._ask(f"s3:GetObject on {self.here}", lambda: folder.look(name))
         need = f"s3:ListBucket on {_arn(bucket)} with the prefix {folder.prefix}*"
         page = self._ask(need, lambda: folder.page(name[:-1], limit=1))
@@ -208,22 +199,32 @@ class Check:
         for error in self.folder.delete_all([event]).values():
             raise error
 
-    def _ask(self, need: str, send: Callable[[], Any], place: tuple[str, str] | None = None) -> Any:
-        """Send what is needed; it may make the object at `place`."""
+    def _ask(
+        self,
+        need: str,
+        send: Callable[[], Any],
+        place: tuple[str, str] | None = None,
+        optional: str = "",
+    ) -> Any:
+        """Send what needs a permission; it may make the object at `place`.
+
+        If it fails, and is not `optional`, nothing that rests on it is tried.
+        """
         self.scratch |= {place} if place else set()
         try:
             return send()
         except ClientError as error:
             self.scratch -= {place} if place else set()
-            self.tell("missing", _lack(need, error))
+            denied = error_code(error) in ("AccessDenied", "403")
+            lack = f"the permission {need}" if denied else f"{need} fails: {error}"
+            if optional:
+                self.tell("skipped", f"{optional}: {lack}")
+                return None
+            self.tell("missing", lack)
             raise _GiveUp from error
 
     def _may(self, what: str, need: str, send: Callable[[], Any]) -> Any:
-        """Send what not everybody needs; None if it fails."""
-        try:
-            return send()
-        except ClientError as error:
-            self.tell("skipped", f"{what}: {_lack(need, error)}")
+        return self._ask(need, send, optional=what)
 
     def _acts(self, need: str, send: Callable[[], object]) -> bool:
         """Send what has a condition that does not hold; whether the store does it all the same."""
@@ -248,11 +249,6 @@ class Check:
         except (BotoCoreError, ClientError) as error:
             return f"s3://{bucket}/{key}, if it is there: {error}"
         return ""
-
-
-def _lack(need: str, error: ClientError) -> str:
-    denied = error_code(error) in ("AccessDenied", "403")
-    return f"the permission {need}" if denied else f"{need} fails: {error}"
 
 
 def _arn(bucket: str, prefix: str | None = None) -> str:

@@ -102,7 +102,7 @@ ONCE = "once=True: this store "
     ("condition", "what", "weaker"),
     [
         ("put_if_none_match", "ignored", [REPLACE + "overwrites"]),
-        ("put_if_none_match", "refused", [REPLACE + "refuses"]),
+        ("put_if_none_match", "refused", ["replace=False: it fails on this store: "]),
         ("delete_if_match", "ignored", [CANCEL, LOST]),
         ("delete_if_match", "refused", [CANCEL, LOST]),
         ("delete_objects_etag", "ignored", [LOST]),
