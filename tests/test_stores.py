@@ -212,6 +212,8 @@ def test_an_event_replaced_before_its_copy(later):
 @pytest.mark.parametrize("name", GUARDING_BATCHES)
 def test_an_event_replaced_before_its_delete(later):
     """Where deletes are conditional, what replaces an event after its copy arrives, too."""
+    if refusal := later.s3.server.delete_objects_without_md5:
+        later.s3.differ(delete_objects=refusal)  # older releases of boto3 send it
     later.put(60, content=b"old")
     meanwhile(later.s3, "DeleteObjects", "DeleteObject", act=lambda: later.put(60, content=b"new"))
     assert later.run().failed == 0
