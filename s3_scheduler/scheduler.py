@@ -157,8 +157,9 @@ class Scheduler:
 
         Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` for a name that
         does not parse as an event in this folder. If the event is due, a run may deliver it
-        meanwhile, and again at the new moment. After any other error both names may be waiting:
-        nothing is lost.
+        meanwhile, and again at the new moment. Where S3 or boto3 (before 1.40.65) does not know
+        If-None-Match on copies, so it is if another cancels the event meanwhile. After any other
+        error both names may be waiting: nothing is lost.
         """
         due, bucket, key = names.parse(self.folder.prefix, name)
         moment = _due(when)
@@ -184,15 +185,15 @@ class Scheduler:
 
     def _move(self, event: Event, new_name: str) -> str:
         """Copy and delete. If the source disappears in between, the new name is withdrawn."""
-        # What is there already may be another caller's move of this very event.
-        occupied = self.folder.look(new_name) is not None
-        etag = self._copy(event, new_name, create=not occupied)
+        create = self.folder.look(new_name) is None
+        etag, created = self._copy(event, new_name, create=create)
         moved = dataclasses.replace(event, name=new_name, etag=etag)
         try:
             self.folder.delete(event)
         except Gone as gone:
-            # If boto3 tried twice, its first attempt may have deleted it: the copy is all there is.
-            if not (occupied or was_retried(gone.__cause__)):
+            # Else another call moved it there, or boto3's first attempt deleted it, as far as
+            # anybody knows: the copy may be all there is.
+            if created and not was_retried(gone.__cause__):
                 self.folder.discard(moved)
                 raise
         except Changed:
@@ -200,17 +201,17 @@ class Scheduler:
             raise
         return new_name
 
-    def _copy(self, event: Event, new_name: str, *, create: bool) -> str:
-        # Of two that move it there at once, each could take the other's copy for its own.
+    def _copy(self, event: Event, new_name: str, *, create: bool) -> tuple[str, bool]:
+        """The copy's ETag, and whether S3 confirmed that nothing was there before."""
         if create and self.folder.can_create:
             try:
-                return self.folder.copy(event, self.folder.bucket, new_name, create=True)
+                return self.folder.copy(event, self.folder.bucket, new_name, create=True), True
             except ClientError as error:
                 # Zenko applies the condition to the source, and so refuses every copy.
                 misread = error_code(error) in CHANGED and not self.folder.look(new_name)
                 if not misread and error_code(error) not in UNSUPPORTED:
                     raise
-        return self.folder.copy(event, self.folder.bucket, new_name)
+        return self.folder.copy(event, self.folder.bucket, new_name), False
 
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
         """The events with `after <= due < before`, soonest first.
