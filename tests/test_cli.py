@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import s3_scheduler
 from s3_scheduler import Scheduler
 from s3_scheduler.__main__ import main
 from support.fakes3 import Empty, Error, always, on
@@ -131,32 +132,27 @@ def wait_for(condition):
 # --- As it is installed ---------------------------------------------------------------------------
 
 
-@posix
-def test_an_event_s_whole_life(seaweed, seaweed_client, bucket, target, file):
-    """As a program of its own: every command says what it did, and every exit code is met."""
+def test_an_event_s_whole_life(real, seaweed, seaweed_client, bucket, target, file):
+    """On a real server: every command says what it did, and the usual exit codes are met."""
     folder = f"s3://{bucket}/later"
-
-    def shell(*arguments, code=0, **options):
-        done = program(seaweed, *arguments, env=real_environment(seaweed), **options)
-        assert (done.returncode, done.stderr.count(b"\n")) == (code, int(code > 0))
-        return done.stdout.decode()
-
-    uri = shell("schedule", folder, NEW_YEAR, f"s3://{target}/a.json", file).strip()
+    uri = real.line("schedule", folder, NEW_YEAR, f"s3://{target}/a.json", file)
     assert uri == f"{folder}/{NEW_YEAR}|{target}|a.json"
-    told = ["schedule", folder, "+1d", f"s3://{target}/b.txt", "-", "--content-type", "text/plain"]
-    other = shell(*told, input=b"from a pipe").strip()
-    assert shell("list", folder, "--uri").splitlines() == [other, uri]
-    shell("reschedule", other, "+0s")
-    assert re.fullmatch(r"\S+Z  1 delivered, up to \d+ s late; 0 failed\n", shell("run", folder))
-    arrived = seaweed_client.get_object(Bucket=target, Key="b.txt")
+    piped = ["schedule", folder, "+1d", f"s3://{target}/b", "-", "--content-type", "text/plain"]
+    done = program(seaweed, *piped, env=real_environment(seaweed), input=b"from a pipe")
+    assert (done.returncode, done.stderr) == (0, b"")
+    other = done.stdout.decode().strip()
+    assert real.lines("list", folder, "--uri") == [other, uri]
+    real.line("reschedule", other, "+0s")
+    assert re.fullmatch(r"\S+Z  1 delivered, up to \d+ s late; 0 failed", real.line("run", folder))
+    arrived = seaweed_client.get_object(Bucket=target, Key="b")
     assert (arrived["Body"].read(), arrived["ContentType"]) == (b"from a pipe", "text/plain")
-    assert shell("cancel", uri) == f"{uri}\n"
-    assert shell("cancel", uri, code=1) == ""
-    uri = shell("schedule", folder, LONG_AGO, f"s3://{bucket}/k", "-", input=b"astray")
-    ran = shell("run", folder, "--target-bucket", target, code=1)
-    assert ran.endswith("Z  0 delivered; 1 failed\n")
-    assert shell("retry", folder) == uri
-    assert shell("list", "s3://nobody-has-it/later", code=2) == ""
+    assert real.line("cancel", uri) == uri
+    real.refusal("cancel", uri, code=1)
+    uri = real.line("schedule", folder, LONG_AGO, f"s3://{bucket}/k", file)
+    code, out, _ = real("run", folder, "--target-bucket", target)
+    assert (code, out.partition("Z  ")[2]) == (1, "0 delivered; 1 failed\n")
+    assert real.line("retry", folder) == uri
+    real.refusal("list", "s3://nobody-has-it/later")
 
 
 def test_the_installed_script():
@@ -166,6 +162,12 @@ def test_the_installed_script():
         pytest.skip("the package is not installed")
     expected = subprocess.check_output([*CLI, "--help"])
     assert subprocess.check_output([script, "--help"]) == expected
+
+
+def test_the_package_knows_its_names():
+    """The package lists what it offers before that is imported, and offers nothing else."""
+    assert {"Scheduler", "run_due", "__name__"} <= set(dir(s3_scheduler))
+    assert not hasattr(s3_scheduler, "Handler")
 
 
 def test_the_demo_is_a_command():
@@ -275,21 +277,21 @@ def test_the_list(cli, fake):
     assert old.index("s3://") == new.index("s3://")
 
 
-@pytest.mark.parametrize(
-    ("when", "words"),
-    [
-        ("+59s", r"in \d\d s"),
-        ("+17m30s", "in 17 min"),
-        ("+3h12m30s", "in 3 h 12 min"),
-        ("+1d59m", r"in 1 d 0 h"),
-        ("+1w4h30m", "in 7 d 4 h"),
-        ("-2h30s", "2 h 0 min late"),
-    ],
-)
-def test_how_far_off_in_words(cli, file, when, words):
+def test_how_far_off_in_words(cli, fake):
     """How far off, in the two largest units that a person would use."""
-    cli.line("schedule", FOLDER, when, "s3://target/k", file)
-    assert re.search(f"  {words}  ", cli.line("list", FOLDER))
+    scheduler = Scheduler("events", "later", client=fake.client())
+    spans = {
+        -timedelta(hours=2, seconds=30): "2 h 0 min late",
+        timedelta(seconds=59): r"in \d\d s",
+        timedelta(minutes=17, seconds=59): "in 17 min",
+        timedelta(hours=3, minutes=12, seconds=59): "in 3 h 12 min",
+        timedelta(days=1, minutes=59): "in 1 d 0 h",
+        timedelta(days=7, hours=4, minutes=30): "in 7 d 4 h",
+    }
+    for span in spans:
+        scheduler.schedule(span, "target", "k", b"")
+    for line, words in zip(cli.lines("list", FOLDER), spans.values(), strict=True):
+        assert re.search(f"  {words}  ", line)
 
 
 def test_the_list_of_a_while(cli, fake):
