@@ -133,11 +133,12 @@ class Backlog:
         """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
         if len(self) < MAX_BACKLOG:
             return True
-        slow = [lane for lane in self._lanes.values() if not lane.prompt and lane.ready]
+        slow = [lane for lane in self._lanes.values() if not lane.prompt and lane.waiting]
         if slow:
             lane = max(slow, key=lambda lane: lane.waiting)
-            lane.ready.sort()
-            self._forget(lane, from_name=lane.ready[len(lane.ready) // 2][0])
+            behind = [event.name for queue in lane.behind.values() for event in queue]
+            waiting = sorted([name for name, _ in lane.ready] + behind)
+            self._forget(lane, from_name=waiting[len(waiting) // 2])
         return len(self) < MAX_BACKLOG
 
     def _forget(self, lane: _Lane, from_name: str = "") -> None:

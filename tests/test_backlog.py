@@ -56,7 +56,7 @@ def deliver(it, each, now=0.0, seconds=0.01):
     it.release(each)
 
 
-def grown(it, bucket, window):
+def grown(it, bucket, window, seconds=0.01):
     """Let events of a bucket succeed until its window is so wide; what is in flight then."""
     going = []
     while len(going) < window:
@@ -64,7 +64,7 @@ def grown(it, bucket, window):
         assert {each.bucket for each in going} <= {bucket}
         if len(going) < window:
             for each in going:
-                deliver(it, each)
+                deliver(it, each, seconds=seconds)
     return going
 
 
@@ -536,6 +536,19 @@ def test_room_is_made_where_it_is_slow():
     assert it.resume_after() == slow[taken["slow"]].name[:-1]
 
 
+@pytest.mark.parametrize("keys", [WIDTH, 3 * WIDTH])
+def test_room_is_made_behind_what_is_in_flight(keys):
+    """So it is when most of a slow bucket's events wait behind others for their targets."""
+    it = Backlog(WIDTH)
+    page = [event(i, "slow", f"k{i % keys}") for i in range(90 * keys)]
+    give(it, page[: 900 // keys * keys], last="x")
+    grown(it, "slow", WIDTH, seconds=1.0)
+    give(it, many(400, "other", start=5_000), "x", last="y")
+    before = len(it)
+    assert it.wants_page()
+    assert before - len(it) in range(250, 500)
+
+
 def test_a_hundred_for_one_target():
     """Of one target a hundred events wait behind the first; the listing returns to the others."""
     events = [*many(250, key="k"), event(300)]
@@ -758,6 +771,16 @@ def test_many_slow_buckets():
     folder.finish(seconds=1.0)
     assert folder.events == {}
     assert folder.listings < 60
+
+
+def test_slow_buckets_of_few_targets():
+    """What is left out of full queues and of full buckets is all read again, and each event once."""
+    folder = Folder()
+    folder.put(event(i, f"b{i % 3}", f"k{i // 3 % 6}") for i in range(6_000))
+    folder.finish(seconds=1.0)
+    assert folder.events == {}
+    assert len(folder.delivered) == 6_000
+    assert folder.listings < 250
 
 
 def test_reading_ends_though_nothing_may_go():
