@@ -287,8 +287,9 @@ class Backlog:
     def delivered(self, event: Event, now: float, seconds: float) -> None:
         """The copy is confirmed, after so many seconds; `release` or `block` follows."""
         lane = self._answered(event, now)
-        lane.failures, lane.refused, lane.shut = 0, True, False
-        lane.delivered, lane.prompt = True, seconds < PROMPT
+        lane.failures, lane.delivered, lane.prompt = 0, True, seconds < PROMPT
+        if lane.unanswered < MAX_UNANSWERED:
+            lane.refused, lane.shut = True, False
         self._grow(lane)
         self._enter(lane)
 
