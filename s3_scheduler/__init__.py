@@ -35,10 +35,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # On first use, for boto3 takes 0.4 s to import, and `s3-scheduler --help` does without.
     if name in __all__:
-        for home in ("errors", "names", "report", "scheduler", "runner"):
-            if found := getattr(import_module(f".{home}", __name__), name, None):
-                globals()[name] = found
-                return found
+        modules = ("errors", "names", "report", "scheduler", "runner")
+        homes = (import_module(f".{module}", __name__) for module in modules)
+        found = globals()[name] = next(getattr(home, name) for home in homes if hasattr(home, name))
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

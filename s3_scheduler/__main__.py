@@ -33,8 +33,7 @@ _UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1, "": 1}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _SPAN = rf"(?:{_NUMBER}[wdhms])+"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-POLL = 0.1
-"""Seconds between two looks for a signal while `run --every` waits."""
+_POLL = 0.1  # seconds between two looks for a signal while `run --every` waits
 
 
 class OutputError(Exception):
@@ -191,7 +190,7 @@ def run(options: Namespace) -> int:
         if not options.every:
             break
         while not stopped and (left := began + options.every - time.monotonic()) > 0:
-            time.sleep(min(left, POLL))
+            time.sleep(min(left, _POLL))
     return status
 
 
@@ -273,9 +272,7 @@ def _scheduler(options: Namespace, bucket: str, folder: str) -> Scheduler:
 def _split(uri: str) -> tuple[str, str]:
     match = re.fullmatch(r"s3://(arn:.+?accesspoint[/:][^/]+|[^/]+)/(.+)", uri, re.DOTALL)
     if not match:
-        raise ValueError(
-            f"{uri!r} is not the URI of a folder or key; write it like s3://bucket/key"
-        )
+        raise ValueError(f"{uri!r} is not a URI; write it like s3://my-bucket/folder-or-key")
     return match[1], match[2]
 
 
@@ -333,9 +330,7 @@ def _complain(error: object) -> int:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(f"{_NUMBER}|{_SPAN}", text):
-        raise ArgumentTypeError(
-            f"{text!r} is not a span of time; write it like 90s, 10m, 2h, 3d, 1w or 1h30m"
-        )
+        raise ArgumentTypeError(f"{text!r} is not a span; write it like 90s, 10m, 2h, 3d or 1h30m")
     parts = re.findall(f"({_NUMBER})([wdhms]?)", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if seconds > timedelta.max.total_seconds():
@@ -361,9 +356,7 @@ def _when(text: str) -> datetime:
     except OverflowError:
         advice = "is outside the years 1 to 9999"
     except ValueError:
-        advice = (
-            "is not a moment with its zone; write it like 2030-01-31T09:00:00Z, or +2h from now"
-        )
+        advice = "is not a moment with a zone; write it like 2030-01-31T09:00:00Z or +2h from now"
         if re.fullmatch(_SPAN, text):
             advice = f"is a span; for that long from now write +{text}"
     raise ArgumentTypeError(f"{text!r} {advice}")

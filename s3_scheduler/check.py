@@ -119,7 +119,7 @@ class Check:
     def _target(self, event: Event, bucket: str, key: str, tagged: Event | None) -> None:
         folder, place = self.folder, (bucket, key)
         put, get = (f"s3:{action} on {_arn(bucket, '')}" for action in ("PutObject", "GetObject"))
-        cost = "" if folder.can_create else "it needs boto3 1.40.65 or later"
+        cost = ""
         self.scratch.add(place)
         try:
             folder.copy(event, bucket, key, create=folder.can_create)
@@ -130,6 +130,9 @@ class Check:
         if tagged:
             tag = put.replace("PutObject", "PutObjectTagging")
             self._may("tags", tag, lambda: folder.copy(tagged, bucket, key))
+        if not folder.can_create:
+            self.tell("skipped", "once=True: it needs boto3 1.40.65 or later")
+            return
         if not cost and self._acts(put, lambda: folder.copy(event, *place, create=True)):
             cost = "this store overwrites in spite of If-None-Match, so it is at least once here"
         same = cost or self._may(

@@ -178,7 +178,8 @@ def test_a_boto3_that_does_not_know_once(s3, monkeypatch):
     monkeypatch.setattr(Folder, "can_create", False)
     lines = check(s3)
     assert "copy to s3://shop-emails/" in of(lines, "ok")
-    assert of(lines, "weaker") == ["once=True: it needs boto3 1.40.65 or later"]
+    assert of(lines, "skipped") == ["once=True: it needs boto3 1.40.65 or later"]
+    assert not of(lines, "weaker", "missing")
 
 
 @pytest.mark.parametrize("header", ["content_type", "x_amz_meta_check", "x_amz_tagging"])
@@ -292,7 +293,8 @@ def test_nothing_is_asked_that_a_role_does_not_need(s3, role):
 
     s3.denied = denied
     lines = check(s3, [role])
-    assert set(of(lines, "skipped")) == {f"whether my-bucket keeps versions: {VERSIONS}"}
+    skipped = [text for text in of(lines, "skipped") if "boto3" not in text]
+    assert skipped == [f"whether my-bucket keeps versions: {VERSIONS}"]
     assert set(asked) == {VERSIONS}
     assert not left_in(s3)
 
@@ -343,7 +345,7 @@ def test_a_bucket_that_is_not_there(s3):
 def test_no_target_bucket(s3):
     """Without --target-bucket, all is tried within the folder, and what is not is told."""
     lines = check(s3, targets=[])
-    assert of(lines, "skipped") == ["copies to targets: name their buckets with --target-bucket"]
+    assert "copies to targets: name their buckets with --target-bucket" in of(lines, "skipped")
     assert not of(lines, "weaker", "missing")
     assert {request.bucket for request in s3.log} == {"my-bucket"}
 
