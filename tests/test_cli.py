@@ -53,7 +53,7 @@ class Cli:
 
     def __call__(self, *arguments):
         try:
-            code = main([*arguments, "--endpoint-url", self.url])
+            code: object = main([*arguments, "--endpoint-url", self.url])
         except SystemExit as exit_:
             code = exit_.code
         captured = self.capsys.readouterr()
@@ -762,7 +762,12 @@ def test_an_outage_passes(cli, fake):
     outage = Error(403, "RequestTimeTooSkewed")
     fake.fill(due=1)
     fake.fault = on("ListObjectsV2", outage, outage)
-    fake.after = lambda request: fake.buckets["target"] and os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(request):
+        if fake.buckets["target"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fake.after = stop
     code, out, err = cli("run", FOLDER, "--every", "0.1")
     assert (code, out.count("1 delivered")) == (0, 1)
     assert err.count("(RequestTimeTooSkewed)") == 2
