@@ -272,7 +272,7 @@ def _scheduler(options: Namespace, bucket: str, folder: str) -> Scheduler:
 def _split(uri: str) -> tuple[str, str]:
     match = re.fullmatch(r"s3://(arn:.+?accesspoint[/:][^/]+|[^/]+)/(.+)", uri, re.DOTALL)
     if not match:
-        raise ValueError(f"{uri!r} is not a URI; write it like s3://my-bucket/folder-or-key")
+        raise ValueError(f"{uri!r} names no folder or key; write it like s3://my-bucket/later")
     return match[1], match[2]
 
 
@@ -330,6 +330,7 @@ def _complain(error: object) -> int:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(f"{_NUMBER}|{_SPAN}", text):
+        text = text.strip()
         raise ArgumentTypeError(f"{text!r} is not a span; write it like 90s, 10m, 2h, 3d or 1h30m")
     parts = re.findall(f"({_NUMBER})([wdhms]?)", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)

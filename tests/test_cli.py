@@ -512,6 +512,7 @@ def test_events_of_two_folders(cli, fake):
         (["run", FOLDER, "--time-limit", "0s"], "is no time at all"),
         (["run", FOLDER, "--time-limit", "nan"], "write it like 90s"),
         (["run", FOLDER, "--retry-for", "long"], "write it like 90s"),
+        (["run", FOLDER, "--retry-for", "-5m"], "'-5m' is not a span"),
         (["run", FOLDER, "--target-bucket", "s3://shop/"], "write the bucket alone: shop"),
         (["check", FOLDER, "--target-bucket", "s3://shop"], "write the bucket alone: shop"),
         (["check", FOLDER, "--as", "root"], "application"),
