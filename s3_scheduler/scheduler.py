@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from s3transfer.utils import ReadFileChunk
 from . import names
 from .answers import CHANGED, UNSUPPORTED, error_code, was_retried
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
-from .folder import Changed, Folder, Gone
+from .folder import CONFLICT_AFTER, Changed, Folder, Gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -164,16 +165,24 @@ class Scheduler:
         due, bucket, key = names.parse(self.folder.prefix, name)
         moment = _due(when)
         new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
-        left = TRIES
+        left, waited = TRIES, False
+        pauses = iter(CONFLICT_AFTER)
         while True:
-            left -= 1
             event = self.folder.look(name)
-            if event is None:
+            if event is None and not (waited and self.folder.look(new_name)):
                 raise NotScheduled(name)
-            if new_name == name:
-                return name
+            if event is None or new_name == name:
+                return new_name
+            there = self.folder.look(new_name)
+            # The same content may be there because another call is moving this very event, and
+            # withdraws its copy should the event disappear: let it finish.
+            if there and there.etag == event.etag and (pause := next(pauses, None)) is not None:
+                waited = True
+                time.sleep(pause)
+                continue
+            left -= 1
             try:
-                return self._move(event, new_name)
+                return self._move(event, new_name, create=not there)
             except Gone as gone:
                 raise NotScheduled(name) from gone
             except Changed as changed:
@@ -183,9 +192,8 @@ class Scheduler:
                 if not left or error_code(error) not in CHANGED:
                     raise
 
-    def _move(self, event: Event, new_name: str) -> str:
+    def _move(self, event: Event, new_name: str, *, create: bool) -> str:
         """Copy and delete. If the source disappears in between, the new name is withdrawn."""
-        create = self.folder.look(new_name) is None
         etag, created = self._copy(event, new_name, create=create)
         moved = dataclasses.replace(event, name=new_name, etag=etag)
         try:

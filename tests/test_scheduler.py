@@ -1012,6 +1012,23 @@ def test_reschedules_that_race(seaweed_client, bucket):
         assert NINE not in [event.due for event in waiting]
 
 
+@needs_once
+def test_reschedules_to_one_moment_that_race(seaweed_client, bucket):
+    """Of calls that move one event at once to one moment, none loses it: it waits there, once."""
+    scheduler = Scheduler(bucket, "later", client=seaweed_client)
+    for round_ in range(5):
+        name = scheduler.schedule(NINE, "target", f"k{round_}", b"body")
+
+        def move(_, name=name):
+            with suppress(NotScheduled):
+                scheduler.reschedule(name, TEN)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(move, range(4)))
+        waiting = [event for event in scheduler.pending() if event.key == f"k{round_}"]
+        assert [event.due for event in waiting] == [TEN]
+
+
 # --- failed and retry -----------------------------------------------------------------------------
 
 
