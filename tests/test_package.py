@@ -191,9 +191,3 @@ def test_the_arrows_between_modules_point_one_way():
     assert modules["names"] <= {"errors"}
     assert modules["backlog"] <= {"errors", "names", "report"}  # no I/O
     assert "__main__" not in set().union(*modules.values())
-
-
-def test_the_package_stays_small():
-    """It can be read in an afternoon: 2,450 lines, with its command line and its demo."""
-    lines = sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
-    assert lines <= 2_450
