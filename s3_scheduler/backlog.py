@@ -153,9 +153,8 @@ class Backlog:
         self._count(lane, -len(dropped))
         if dropped:
             first = min(event.name for event in dropped)
-            for scope in [s for s, name in self._gaps.items() if s[0] == lane.bucket]:
-                if self._gaps[scope] >= first:
-                    del self._gaps[scope]
+            others = ((s, n) for s, n in self._gaps.items() if s[0] != lane.bucket or n < first)
+            self._gaps = dict(others)
             self._leave_out(first, lane.bucket)
 
     def _leave_out(self, name: str, bucket: str, key: str = "") -> None:

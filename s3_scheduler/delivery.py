@@ -79,7 +79,9 @@ class Delivery:
 
     def _copy(self, event: Event) -> Copied:
         self._check_target(event)
-        for left in reversed(range(TRIES)):
+        left = TRIES
+        while True:
+            left -= 1
             try:
                 self.folder.copy(event, event.bucket, event.key, self.extra_args, create=self.once)
                 return Copied(event)
@@ -96,7 +98,6 @@ class Delivery:
                     return Copied(event, before=True)
                 if not left:
                     raise _with_advice(error) from error
-        raise AssertionError  # the last round returns or raises
 
     def _check_target(self, event: Event) -> None:
         if self.target_buckets is not None and event.bucket not in self.target_buckets:

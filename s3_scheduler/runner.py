@@ -123,7 +123,10 @@ def _time_limit(limit: float | timedelta) -> float:
 
 
 def _shard(shard: tuple[int, int]) -> tuple[int, int]:
-    index, count = map(operator.index, shard)
+    try:
+        index, count = map(operator.index, shard)
+    except TypeError:
+        index = count = 0
     if not 0 <= index < count:
         raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
     return index, count
