@@ -63,6 +63,7 @@ def assert_punctual(seen):
 
 
 @either
+@pytest.mark.slow
 def test_punctual(folder, clock, once):
     """Events that fall due within `ahead` are delivered each at its moment, by one listing."""
     names = [folder.put(-0.08 * i, f"k{i}") for i in range(100)]
@@ -121,6 +122,7 @@ def test_edge_of_the_window(folder, clock):
     assert folder.waiting == [after]
 
 
+@pytest.mark.slow
 def test_pages(folder, clock):
     """The first listing asks for 100 names; another, for 1,000, waits until they are used up."""
     folder.put_many(250, oldest=-5, step=0.001)

@@ -14,6 +14,7 @@ from support.fakes3 import Rate, spawn
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 
 
+@pytest.mark.slow
 def test_a_run_makes_at_most_1_03_requests_an_event_whatever_waits():
     """A busy run costs its copies, few deletes and few pages; an idle one costs one request."""
     with (

@@ -51,6 +51,7 @@ def left_in(s3):
 # --- Stores ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_promises_hold_on_a_real_store(seaweed, seaweed_client, bucket, target):
     """On SeaweedFS every promise holds, for each role, and nothing is left behind."""
     lines = check(seaweed, targets=[target], bucket=bucket)
@@ -61,6 +62,7 @@ def test_all_promises_hold_on_a_real_store(seaweed, seaweed_client, bucket, targ
         assert not seaweed_client.list_multipart_uploads(Bucket=name).get("Uploads")
 
 
+@pytest.mark.slow
 def test_a_mock_keeps_less(monkeypatch):
     """Moto's server ignores conditions: what that costs is told, promise by promise."""
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -458,6 +460,7 @@ def test_the_lines_of_the_command(s3, capsys):
 
 
 @pytest.mark.usefixtures("handlers")
+@pytest.mark.slow
 def test_json(s3, capsys):
     """--json says the same as objects, one a line."""
     _, plain, _ = run(capsys, s3)

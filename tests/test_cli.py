@@ -144,6 +144,7 @@ def wait_for(condition):
 # --- As it is installed ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_event_s_whole_life(real, seaweed, seaweed_client, bucket, target, file):
     """On a real server: every command says what it did, and the usual exit codes are met."""
     folder = f"s3://{bucket}/later"
@@ -182,6 +183,7 @@ def test_the_package_knows_its_names():
     assert not hasattr(s3_scheduler, "Handler")
 
 
+@pytest.mark.slow
 def test_the_demo_is_a_command():
     """`demo` runs, and ends with its own exit code."""
     with subprocess.Popen([*CLI, "demo"], stdout=subprocess.PIPE) as demo:
@@ -662,6 +664,7 @@ def test_the_time_limit(cli, fake):
     assert len(fake.buckets["target"]) < 300
 
 
+@pytest.mark.slow
 def test_ahead(cli, fake, file):
     """With --ahead, a run also delivers what falls due in that time."""
     uri = cli.line("schedule", FOLDER, "+1s", "s3://target/k", file)
@@ -712,6 +715,7 @@ def test_runs_until_a_signal(fake, cli, signum):
 
 
 @posix
+@pytest.mark.slow
 def test_a_loop_is_punctual(fake, cli, file):
     """With --every, a run stays for what falls due before the next; a signal ends the wait."""
     for when in ("+2s", "+1h"):
@@ -728,6 +732,7 @@ def test_a_loop_is_punctual(fake, cli, file):
 @pytest.mark.parametrize(
     ("signum", "every"), [(signal.SIGTERM, ["--every", "60"]), (signal.SIGINT, [])]
 )
+@pytest.mark.slow
 def test_a_signal_during_a_run(fake, cli, signum, every):
     """What is in flight arrives and leaves the folder, the rest stays: nothing is half done."""
     fake.fill(due=5000)
@@ -747,6 +752,7 @@ def test_a_signal_during_a_run(fake, cli, signum, every):
 
 
 @posix
+@pytest.mark.slow
 def test_a_signal_that_another_thread_takes(cli, fake):
     """Whichever thread the system interrupts, the run ends early."""
     fake.fill(due=5000)
@@ -786,6 +792,7 @@ def test_an_outage_at_the_end(cli, fake):
 
 
 @posix
+@pytest.mark.slow
 def test_credentials_that_cannot_be_had(fake, cli, tmp_path, monkeypatch):
     """Nor does a loop end because there are no valid credentials for a while."""
 
@@ -989,6 +996,7 @@ def test_ctrl_c_during_start_up(fake, cli, command):
 # --- Settings and help ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_settings_stand_anywhere(fresh, capsys, fake, tmp_path, monkeypatch):
     """--profile, --region and --endpoint-url may stand before the command or behind it."""
     config = tmp_path / "config"

@@ -15,6 +15,8 @@ from botocore.exceptions import ClientError
 
 from support.fakes3 import FakeS3
 
+pytestmark = pytest.mark.slow  # a change of the package changes nothing here
+
 MIB = 1024**2
 HEADERS = {
     "CacheControl": "no-cache",
@@ -209,6 +211,7 @@ def test_list_token_after_deletion(server):
 
 
 @fake_only("lets MaxKeys be larger")
+@pytest.mark.slow
 def test_list_page_limit(server):
     """A page has 1,000 names at most."""
     with ThreadPoolExecutor(8) as pool:

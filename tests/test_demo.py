@@ -228,6 +228,7 @@ def test_a_server_that_does_not_start_has_the_last_word(env, python_without_demo
     assert demo.returncode == 2
 
 
+@pytest.mark.slow
 def test_several_servers_run_side_by_side(tmp_path):
     """Each has ports, data and keys of its own."""
     with ExitStack() as stack:

@@ -142,6 +142,7 @@ def consumer(s3: Any) -> Any:
     module.s3.close()
 
 
+@pytest.mark.slow
 def test_the_arrival_starts_the_consumer(s3: Any, consumer: Any) -> None:
     """S3 tells of a copy, with the key encoded; the consumer reads what was scheduled."""
     events = arrivals(s3, "s3:ObjectCreated:*")
@@ -159,6 +160,7 @@ def test_a_second_call_for_one_event_is_harmless(s3: Any, consumer: Any) -> None
     assert len(consumer.done) == len(KEYS)
 
 
+@pytest.mark.slow
 def test_a_crash_before_the_mark_repeats_the_work(s3: Any, consumer: Any) -> None:
     """What could not be done is not marked as done."""
     [event, *_] = arrivals(s3, "s3:ObjectCreated:*")
@@ -183,6 +185,7 @@ def test_a_trigger_on_put_never_fires(s3: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["welcome/", ""])
+@pytest.mark.slow
 def test_target_and_folder_in_one_bucket(s3: Any, prefix: str) -> None:
     """With a prefix, only arrivals fire the trigger; without one, schedule itself does."""
     found = names_of(arrivals(s3, "s3:ObjectCreated:*", prefix, folder_bucket="shop-emails"))
@@ -206,6 +209,7 @@ def test_old_names_are_what_the_readme_shows() -> None:
 
 
 @pytest.mark.parametrize("old_path", ["later", "/later", "old/path"])
+@pytest.mark.slow
 def test_events_under_old_names_are_brought_over(s3: Any, old_path: str) -> None:
     """They wait for when and where 0.0.3 would have delivered them, and no others are touched."""
     east = timezone(timedelta(hours=3))
@@ -232,6 +236,7 @@ def test_events_under_old_names_are_brought_over(s3: Any, old_path: str) -> None
     assert set(keys(s3, "my-bucket")) == {*names, new, f"{old_path}2/|kept"}
 
 
+@pytest.mark.slow
 def test_bringing_over_can_be_started_again(s3: Any) -> None:
     """Stopped before it could delete, it brings over the rest, and nothing twice."""
     name = old_name(datetime(2030, 1, 31, tzinfo=timezone.utc), "b-b", "k")

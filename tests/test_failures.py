@@ -23,7 +23,8 @@ HEADERS = {
 
 
 @pytest.fixture
-def folder(fake):
+def folder(fake, monkeypatch):
+    monkeypatch.setattr("s3_scheduler.folder.CONFLICT_AFTER", (0.0,) * 4)
     with opened(fake, "sick") as folder:
         yield folder
 
@@ -193,6 +194,7 @@ def test_not_its_fault(folder, status, code):
 
 
 @pytest.mark.parametrize("fault", [Reset(), Reset(after=True), Hang(), CopyError("SlowDown")])
+@pytest.mark.slow
 def test_no_answer(fake, fault):
     """Nor does a connection that breaks or hangs, nor an error in the body of a 200."""
     with opened(fake, read_timeout=2) as folder:

@@ -88,6 +88,7 @@ def test_error_to_head(s3):
     assert code(s3.client().head_object, Bucket="bucket", Key="a") == "403"
 
 
+@pytest.mark.slow
 def test_error_is_retried(s3):
     """boto3 takes the faults for what they are, and tries again."""
     s3.fault = on("CopyObject", Error(503, "SlowDown"), Reset(), CopyError("InternalError"))
@@ -222,6 +223,7 @@ def test_faults_of_all_requests_of_some_keys(s3):
     s3.client().head_object(Bucket="bucket", Key="a")
 
 
+@pytest.mark.slow
 def test_delayed_copy_acts_when_nobody_waits_for_it(s3):
     """A copy that the client has given up can still be carried out later."""
     s3.fault = on("CopyObject", Delay(1.5))
@@ -281,6 +283,7 @@ def try_condition(s3, name):
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.slow
 def test_one_condition_can_be_ignored_or_refused(s3, name):
     """Each condition by itself is honoured, ignored, or refused with any code; the others hold."""
     assert try_condition(s3, name) == "PreconditionFailed"
@@ -748,6 +751,7 @@ def test_unknown_operation(s3):
     assert code(call, Bucket="bucket") == "NotImplemented"
 
 
+@pytest.mark.slow
 def test_latency(s3):
     """A latency is that of each request, and those of many pass at once."""
     s3.latency = lambda request: 0.5 if request.operation == "HeadObject" else 0.0

@@ -408,6 +408,7 @@ def test_interleaving():
 
 
 @needs_once
+@pytest.mark.slow
 def test_once():
     """With `once`, nothing is repeated either, whatever dies or overlaps.
 

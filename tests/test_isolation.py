@@ -60,6 +60,7 @@ def recover(folder):
 
 
 @pytest.mark.parametrize("fault", AILMENTS, ids=repr)
+@pytest.mark.slow
 def test_a_sick_bucket(folder, fault):
     """It costs a handful of requests a run, all others are served, and it recovers afterwards."""
     folder.put_many(200, "bad")
@@ -101,6 +102,7 @@ def test_a_bucket_that_hangs(impatient, count):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(25_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_bucket_that_is_slow(folder, count):
     """A bucket that is only slow keeps no other waiting."""
     folder.put_many(count, "bad")
@@ -113,6 +115,7 @@ def test_a_bucket_that_is_slow(folder, count):
     assert repeats(folder.s3.history) == 0
 
 
+@pytest.mark.slow
 def test_a_bucket_that_falls_sick_in_mid_run(folder):
     """When a bucket that was well begins to refuse, others go on at once, and it is left soon."""
     folder.put_many(350, "bad")
@@ -129,6 +132,7 @@ def test_a_bucket_that_falls_sick_in_mid_run(folder):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(25_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_sick_buckets(impatient, count):
     """One that hangs and one that resets connections keep no other waiting."""
     impatient.put_many(count, "bad")
@@ -145,6 +149,7 @@ def test_two_sick_buckets(impatient, count):
     ("buckets", "count"),
     [(8, 20), (12, 20), *(pytest.param(n, 2_500, marks=pytest.mark.slow) for n in (8, 12))],
 )
+@pytest.mark.slow
 def test_as_many_as_there_are_connections(fake, buckets, count):
     """As many hanging buckets as the client has connections, and more, keep no other waiting."""
     hanging = [f"bad{number}" for number in range(buckets)]
@@ -164,6 +169,7 @@ def test_as_many_as_there_are_connections(fake, buckets, count):
 
 @pytest.mark.parametrize("fault", [DENIED, MISSING], ids=repr)
 @pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_backlog_of_refusals_is_quarantined(folder, fault, count):
     """When nothing else waits, all that is expired and refused goes to `failed/` in one run."""
     folder.put_many(count, "bad", oldest=3 * DAY)
@@ -178,6 +184,7 @@ def test_a_backlog_of_refusals_is_quarantined(folder, fault, count):
     assert report.unfinished
 
 
+@pytest.mark.slow
 def test_healthy_events_come_before_quarantine(folder):
     """While others wait, a bucket that refuses is left alone."""
     folder.put_many(250, "bad", oldest=3 * DAY)
@@ -205,6 +212,7 @@ def test_every_second_key_is_refused(folder, count):
     assert (report.failed, report.unfinished) == (count // 2, False)
 
 
+@pytest.mark.slow
 def test_a_denied_prefix(folder):
     """The 25 oldest events, all denied, do not starve the others of their bucket."""
     denied = [folder.put(10_000 - i, f"denied/{i}", bucket="bad") for i in range(25)]

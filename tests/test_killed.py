@@ -117,6 +117,7 @@ def test_killed_often_with_once(folder, runners):
 
 
 @either
+@pytest.mark.slow
 def test_killed(folder, once):
     """What a killed runner has copied and not deleted, the next delivers again; not with `once`."""
     contents = {folder.put(400 - i, f"k{i}", b"%d" % i): b"%d" % i for i in range(400)}

@@ -1,5 +1,6 @@
 """A run ends, stays small, and reads no more than it needs: promise nine."""
 
+import itertools
 import signal
 import threading
 
@@ -24,6 +25,7 @@ def test_no_time(folder):
     assert folder.s3.count()["CopyObject"] == 0
 
 
+@pytest.mark.slow
 def test_time_limit(folder):
     """After `time_limit` no copy starts, and what is in flight is finished and deleted."""
     folder.s3.fill(due=300)
@@ -36,6 +38,7 @@ def test_time_limit(folder):
     assert len(folder.waiting) == 300 - report.copied
 
 
+@pytest.mark.slow
 def test_foreign_folder(folder):
     """A huge foreign folder ends with `time_limit`, or with a sample and a count; all is left."""
     strays = [f"later/{i:05}" for i in range(5_500)]
@@ -95,6 +98,7 @@ def test_due_and_one_page(folder):
     assert folder.s3.count()["DeleteObjects"] <= 3
 
 
+@pytest.mark.slow
 def test_many_for_one_target(folder):
     """All of 250 events for one target are delivered in one run, in order, and others as well."""
     slow = [folder.put(1_000 - i, "slow") for i in range(250)]
@@ -121,6 +125,7 @@ def test_ten_for_each_of_many_targets(fake, together):
         assert repeats(folder.s3.history) == 0
 
 
+@pytest.mark.slow
 def test_more_than_a_run_holds(folder):
     """What does not fit is read again in the same run, as long as events leave the folder."""
     names = [folder.put(10_000 - i, f"k{i % 16}") for i in range(1_100)]
@@ -160,13 +165,14 @@ def test_stopped_at_once(folder):
     assert folder.waiting == [name]
 
 
+@pytest.mark.slow
 def test_stop_while_a_copy_hangs(fake):
     """`stop` is asked while a run waits for S3, too."""
     with opened(fake, read_timeout=2) as folder:
         folder.put_many(100)
-        asked = []
+        asked = itertools.count()
         folder.s3.fault = sick("target", Hang())
-        report = folder.run(stop=lambda: asked.append(None) or len(asked) > 5)
+        report = folder.run(stop=lambda: next(asked) > 4)
         assert len(folder.requests("CopyObject")) == 1
         assert (report.failed, report.unfinished) == (1, True)
 
@@ -176,7 +182,7 @@ def test_interrupted(folder, operation):
     """Ctrl-C finishes and cleans up what is in flight, and starts nothing new."""
     folder.s3.fill(due=500)
     seen = iter([*[False] * (20 if operation == "CopyObject" else 0), True])
-    main = threading.main_thread().ident
+    main = threading.get_ident()
 
     def interrupt(request):
         if request.operation == operation and next(seen, False):

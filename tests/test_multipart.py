@@ -553,6 +553,7 @@ def test_a_run(s3):
     client.close()
 
 
+@pytest.mark.slow
 def test_a_real_server(seaweed_client, bucket, target, monkeypatch):
     """A real server puts the parts together, byte for byte, with all that belongs to it."""
     monkeypatch.setattr(multipart, "THRESHOLD", 5 * MIB)

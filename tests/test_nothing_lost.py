@@ -119,6 +119,7 @@ def test_an_answer_that_lists_nothing(folder, fault):
         folder.run()
 
 
+@pytest.mark.slow
 def test_either_here_or_there(folder):
     """At every instant each event is at its source or at its target, whatever fails."""
     for i in range(60):
@@ -152,6 +153,7 @@ def test_again(folder):
     assert sorted(folder.delivered) == sorted(names * 2)
 
 
+@pytest.mark.slow
 def test_slow_deletes(folder):
     """At most 100 events, and the copies in flight, are copied and not yet confirmed deleted."""
     folder.s3.fill(due=300)
@@ -288,6 +290,7 @@ def test_an_odd_name_whose_delete_is_refused(folder):
     assert (report.copied, codes(report)) == (1, ["AccessDenied"])
 
 
+@pytest.mark.slow
 def test_patience(folder):
     """A copied event does not wait for slow copies to be deleted with."""
     quick = folder.put(2, "quick")

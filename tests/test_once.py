@@ -101,6 +101,7 @@ def test_overlap_over_a_thousand(folder):
 
 
 @needs_once
+@pytest.mark.slow
 def test_overlap_on_a_real_server(seaweed_client, bucket, target):
     """So they do on SeaweedFS."""
     scheduler = Scheduler(bucket, f"later-{uuid.uuid4().hex[:8]}", client=seaweed_client)
@@ -158,6 +159,7 @@ def test_lost_answer_with_retries(fake, fault):
 
 
 @needs_once
+@pytest.mark.slow
 def test_late_first_attempt(fake):
     """A first attempt that S3 executes after boto3 gave it up lands on nothing."""
     retries = {"total_max_attempts": 3, "mode": "standard"}
@@ -669,6 +671,7 @@ def test_order_and_isolation(folder):
 
 
 @needs_once
+@pytest.mark.slow
 def test_many_that_exist(folder):
     """However many find their targets taken, the others for the same bucket are delivered."""
     for i in range(150):

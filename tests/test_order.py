@@ -78,6 +78,7 @@ def test_one_after_the_other(folder):
     assert (report.copied, report.unfinished) == (30, False)
 
 
+@pytest.mark.slow
 def test_awaited_delete(folder):
     """A delete that something waits for is sent at once."""
     folder.s3.create("other")

@@ -143,6 +143,7 @@ def test_a_consumer_schedules_the_next_recurrence_once(s3, page):
     assert (event.due.weekday(), event.due.hour) == (0, 9)
 
 
+@pytest.mark.slow
 def test_time_travel_under_moto():
     """With moto and `now`, a test of the user's sees its event arrive."""
     assert "`run_due(scheduler, now=monday)`" in readme.text()
@@ -169,6 +170,7 @@ def test_the_table_of_arguments_is_run_dues_signature():
 # --- Shell ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_answers_as_shown(s3):
     """The session happens as it is shown, but for its times."""
     [session] = readme.blocks("console")
@@ -182,6 +184,7 @@ def timeless(text):
     return re.sub(r"( +in)? +\d+ (d|h|min|s)\b( \d+ (h|min)\b)?( late)?", " SPAN", text)
 
 
+@pytest.mark.slow
 def test_the_line_that_cancels_everything_does(s3):
     """It cancels whatever waits, also under odd names."""
     for key in ("k", "a b", "é'\"|%2F\n"):
@@ -201,6 +204,7 @@ def test_the_object_that_a_shell_script_writes_is_an_event(s3):
     scheduler.folder.client.close()
 
 
+@pytest.mark.slow
 def test_two_machines_deliver_each_event_once(s3):
     """Two runners started by the same line at once repeat nothing, and lose nothing."""
     [line] = re.findall(r"^ {4}(s3-scheduler run .+ --once .+)$", readme.text(), re.MULTILINE)
@@ -216,6 +220,7 @@ def test_two_machines_deliver_each_event_once(s3):
     assert repeats(s3.history) == 0
 
 
+@pytest.mark.slow
 def test_the_deployment_ends_with_a_check_and_an_event(s3):
     """Its lines for this library work; the object has arrived after a run."""
     [lines] = [block.text for block in readme.blocks("sh") if "check" in block.text]

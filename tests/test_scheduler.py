@@ -23,6 +23,7 @@ from s3_scheduler import (
     SchedulerError,
     folder,
 )
+from s3_scheduler import scheduler as scheduler_module
 from support.fakes3 import Cut, Empty, Error, FakeS3, Html, Reset, on
 from support.once import needs_once
 
@@ -44,7 +45,8 @@ def s3():
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     """Send again at once what met another write."""
-    monkeypatch.setattr(folder, "CONFLICT_AFTER", (0.0,) * len(folder.CONFLICT_AFTER))
+    for module in (folder, scheduler_module):
+        monkeypatch.setattr(module, "CONFLICT_AFTER", (0.0,) * len(folder.CONFLICT_AFTER))
 
 
 @contextmanager
@@ -345,6 +347,7 @@ print(event.size, peak() - before)
         pytest.param("once", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_big_body(seaweed, bucket, kind):
     """A body of 300 MB takes far less memory, seekable or not, and with replace=False."""
     size = 300_000_000
@@ -1013,8 +1016,10 @@ def test_reschedules_that_race(seaweed_client, bucket):
 
 
 @needs_once
-def test_reschedules_to_one_moment_that_race(seaweed_client, bucket):
+@pytest.mark.slow
+def test_reschedules_to_one_moment_that_race(seaweed_client, bucket, monkeypatch):
     """Of calls that move one event at once to one moment, none loses it: it waits there, once."""
+    monkeypatch.setattr(scheduler_module, "CONFLICT_AFTER", (0.1, 0.2, 0.4, 0.8))
     scheduler = Scheduler(bucket, "later", client=seaweed_client)
     for round_ in range(5):
         name = scheduler.schedule(NINE, "target", f"k{round_}", b"body")
@@ -1292,6 +1297,7 @@ def test_pending_stops_before_failed(s3, scheduler):
 # --- Threads --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_threads_share_a_scheduler(s3, scheduler):
     """Threads that schedule, move and cancel with one scheduler do not disturb each other."""
 

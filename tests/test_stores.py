@@ -133,6 +133,7 @@ def test_a_run_drains(later):
 
 
 @pytest.mark.parametrize("name", ["localstack"])
+@pytest.mark.slow
 def test_pages_are_asked_for_by_their_last_name(later):
     """A store that loses what a continuation token stands for has its backlog read whole."""
     later.put_many(1200)
@@ -141,6 +142,7 @@ def test_pages_are_asked_for_by_their_last_name(later):
 
 
 @stores_that_copy
+@pytest.mark.slow
 def test_large_events(later):
     """Everywhere large events arrive in parts, whole, and nothing is left behind."""
     for number in range(3):
@@ -267,6 +269,7 @@ def moto():
     server.stop()
 
 
+@pytest.mark.slow
 def test_moto(moto):
     """On moto's server all calls do what they say, and a run delivers everything."""
     past = datetime.now(timezone.utc) - timedelta(minutes=1)

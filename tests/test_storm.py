@@ -56,6 +56,7 @@ def run_until_done(folder, runs, **options):
 
 @either
 @SIZES
+@pytest.mark.slow
 def test_storm(folder, size, once):
     """With 32 % of all requests failing, runs deliver all, lose nothing, quarantine nothing."""
     on_top = fill(folder, size, size if once else size * 2 // 3)
@@ -73,6 +74,7 @@ def test_storm(folder, size, once):
 
 
 @either
+@pytest.mark.slow
 def test_storm_with_retries(fake, once):
     """So it is when boto3 tries each request three times."""
     with opened(fake, retries={"mode": "standard", "total_max_attempts": 3}) as folder:
@@ -88,6 +90,7 @@ def test_storm_with_retries(fake, once):
 
 
 @SIZES
+@pytest.mark.slow
 def test_overlap(folder, size):
     """Three runs at once over one backlog deliver every event, and nothing fails."""
     fill(folder, size, size * 4 // 5)
@@ -110,6 +113,7 @@ def test_overlap(folder, size):
 
 @needs_once
 @SIZES
+@pytest.mark.slow
 def test_overlap_in_a_storm(folder, size):
     """With `once` they repeat nothing, even with 32 % of all requests failing."""
     on_top = fill(folder, size, size)
@@ -129,6 +133,7 @@ def test_overlap_in_a_storm(folder, size):
 
 @either
 @SIZES
+@pytest.mark.slow
 def test_throttled(folder, size, once):
     """Amid random latency and 5 % of throttling, all arrive in order; no failure, no repeat."""
     on_top = fill(folder, size, size if once else 6)
@@ -153,6 +158,7 @@ def test_missing_shard(folder, shard):
 
 
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.slow
 def test_shards(folder, count):
     """Shards at work at once share the targets: each event is delivered once, and in order."""
     on_top = fill(folder, 200, 40)

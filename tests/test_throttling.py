@@ -1,12 +1,14 @@
 """Throttling is back-pressure: a run goes as fast as S3 allows, fails nothing, repeats nothing."""
 
+from typing import Any
+
 import pytest
 
 from support.fakes3 import Error, Rate, on
 from support.folder import lost, opened, out_of_order, repeats
 
 RETRIES = {"mode": "standard", "total_max_attempts": 3}
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "copies": {"writes": 100, "deletes": False},
     "deletes": {"writes": 100},
     "all": {"writes": 100, "per": "all"},
@@ -52,6 +54,7 @@ def test_a_limit_to_one_bucket(folder):
     assert repeats(folder.s3.history) == 0
 
 
+@pytest.mark.slow
 def test_throttled_now_and_then(folder):
     """What is throttled is delivered all the same, in order for each target, and only once."""
     names = [folder.put(1_000 - i, f"k{i % 50}", b"%d" % i) for i in range(100)]
