@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-FIRST_PAGE = 100  # names that a run reads at first: parsing 1,000 takes boto3 60 ms of CPU
+FIRST_PAGE = 50  # names that a run reads at first: parsing 1,000 takes boto3 60 ms of CPU
 POLL = 0.1  # seconds between two questions to `stop` while a run waits
 
 

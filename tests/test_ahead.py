@@ -95,12 +95,12 @@ def test_asleep_with_stop(folder, clock):
 
 
 def test_nothing_falls_due(folder, clock):
-    """When nothing falls due, the run lists 100 names at most and returns at once."""
+    """When nothing falls due, the run lists 50 names at most and returns at once."""
     folder.put_many(300, oldest=-50.001, step=1)
     report = run_by(folder.scheduler, clock, ahead=50)
     assert (report.copied, report.unfinished) == (0, False)
     assert folder.s3.count() == {"ListObjectsV2": 1}
-    assert folder.requests("ListObjectsV2")[0].query["max-keys"] == "100"
+    assert folder.requests("ListObjectsV2")[0].query["max-keys"] == "50"
     assert (clock.seconds, clock.waits) == (0, [])
 
 
@@ -124,7 +124,7 @@ def test_edge_of_the_window(folder, clock):
 
 @pytest.mark.slow
 def test_pages(folder, clock):
-    """The first listing asks for 100 names; another, for 1,000, waits until they are used up."""
+    """The first listing asks for 50 names; another, for 1,000, waits until they are used up."""
     folder.put_many(250, oldest=-5, step=0.001)
     listed = []
 
@@ -134,7 +134,7 @@ def test_pages(folder, clock):
 
     folder.s3.before = note
     assert run_by(folder.scheduler, clock, ahead=10).copied == 250
-    assert listed == [(False, "100"), (True, "1000")]
+    assert listed == [(False, "50"), (True, "1000")]
 
 
 def test_due_and_ahead(folder, clock):

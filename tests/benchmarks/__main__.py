@@ -254,7 +254,7 @@ def idle(bench):
         say(f"{count:<30,}{median(each) * 1000:8.2f} ms")
     over = ratios([few for few, _ in found], [many for _, many in found], lambda mean: 1 / mean)
     say(f"{'the most over the fewest':30}    {over}")
-    sizes, asked = (100, 1_000), {"folder": folders[-1], "runs": runs}
+    sizes, asked = (50, 1_000), {"folder": folders[-1], "runs": runs}
     found = [bench.ask("pages", sizes=sizes, **asked) for _ in range(bench.rounds)]
     say("An idle run over nothing but a page of so many names, and what it takes")
     for i, size in enumerate(sizes, 1):

@@ -100,9 +100,15 @@ def punctual(events, seconds, ahead):
 
     client.meta.events.register("before-send.s3.CopyObject", note)
     scheduler = scheduler_of(client)
-    start = datetime.now(timezone.utc) + timedelta(seconds=1 + events / 200)
-    for i in range(events):
+    start = datetime.now(timezone.utc) + timedelta(seconds=2)
+
+    def schedule(i):
         scheduler.schedule(start + timedelta(seconds=seconds * i / events), "target", str(i), b"")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(schedule, range(events)))
+    if datetime.now(timezone.utc) > start:
+        raise AssertionError("the first event fell due before the run began")
     before = used()
     assert run_due(scheduler, ahead=ahead).copied == events
     return sorted(lateness), used() - before
