@@ -65,7 +65,8 @@ def run_due(
       the fault is its own (no such bucket, access denied); None: for ever.
     - `once`: copy only to keys that do not exist yet, so that neither kills nor overlapping runs
       deliver an event twice, if each event has a key of its own and the consumer leaves the object
-      there. What is there already and is something else stays, and the event fails. Needs
+      there. What is there already counts as delivered before if it has the event's ETag (its
+      size, for objects in parts or encrypted by KMS); else it stays, and the event fails. Needs
       boto3 1.40.65, an S3 that honours If-None-Match on copies, and `s3:GetObject` on the targets.
     - `target_buckets`: an event for any other bucket fails; None: any bucket.
     - `shard`: `(i, n)`: of n runners at work at once, this one takes the i-th share (0 to n - 1) of
