@@ -572,9 +572,7 @@ def test_systemd(tmp_path: Path) -> None:
     assert (unit["Service"]["Type"], unit["Service"]["TimeoutStartSec"]) == ("oneshot", "60")
     assert used(unit["Service"]["ExecStart"]) == ENVIRONMENT.keys() <= environment_file().keys()
 
-    systemd = shutil.which("systemd-analyze")
-    if systemd is None:
-        pytest.skip("systemd-analyze is not here")
+    systemd = shutil.which("systemd-analyze") or pytest.skip("systemd-analyze is not here")
     for name in ("run-due.service", "run-due.timer"):
         text = read(f"cron/{name}").replace("/opt/run-due/bin/s3-scheduler", sys.executable)
         (tmp_path / name).write_text(text)
