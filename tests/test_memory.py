@@ -69,6 +69,9 @@ def answers(due, waiting, status):
         if request.method == "DELETE":
             delete(url.path)
             return 204, ""
+        source = request.headers.get("x-amz-copy-source", url.path.encode()).decode()
+        if "later/2" in source and gone[int(source.partition(".")[2][:6])]:
+            return 404, "<Error><Code>NoSuchKey</Code></Error>" if request.method == "PUT" else ""
         if status == 200 or url.netloc.startswith("events."):
             return 200, "<CopyObjectResult><ETag>e</ETag></CopyObjectResult>"
         return status, f"<Error><Code>Nope</Code><Message>{'No. ' * 100}</Message></Error>"

@@ -23,6 +23,7 @@ from support.fakes3 import (
     sick,
 )
 from support.folder import DENIED, WIDTH, lost, only, opened, repeats, unconfirmed
+from support.once import needs_once
 
 GIB = 1024**3
 CONFIRM_NOTHING = [Empty(), Html(), Cut(), Cut(announced=False)]
@@ -99,7 +100,8 @@ def test_unconfirmed_quarantine(folder, fault):
     assert folder.requests("DeleteObject") == []
 
 
-@pytest.mark.parametrize("fault", [Empty(), Html(), Cut()], ids=repr)
+# An older boto3 takes a cut for what it is, and the report says so.
+@pytest.mark.parametrize("fault", [Empty(), Html(), pytest.param(Cut(), marks=needs_once)])
 def test_unconfirmed_deletes(folder, fault):
     """A DeleteObjects whose answer names no key has deleted nothing: each is deleted by itself."""
     names = [folder.put(60 - i, f"k{i}") for i in range(10)]
