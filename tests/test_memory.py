@@ -62,8 +62,7 @@ def answers(due, waiting, status):
             return 200, page(parse_qs(url.query))
         if request.method == "POST":
             keys = re.findall("<Key>(.*?)</Key>", request.body.decode())
-            for key in keys:
-                delete(key)
+            list(map(delete, keys))
             deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
             return 200, f"<DeleteResult>{deleted}</DeleteResult>"
         if request.method == "DELETE":
