@@ -43,6 +43,8 @@ from support.fakes3 import (
     sick,
 )
 
+pytestmark = pytest.mark.slow  # a change of the package changes nothing here
+
 
 @pytest.fixture
 def s3():
