@@ -8,8 +8,6 @@ SchedulerError
 └── RunFailed (in `report`, beside the report that it carries)
 """
 
-from __future__ import annotations
-
 
 class SchedulerError(Exception):
     """The base of every error of this library."""
@@ -45,12 +43,11 @@ class NotScheduled(SchedulerError, LookupError):
 
 
 class CopyRefused(SchedulerError):
-    """An event that this library itself, not S3, refused to copy to its target."""
+    """An event that this library, not S3, refused; `code` is what `failed/` calls it."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
         self.code = code
-        """`TargetNotAllowed`, `InvalidTarget` or `TargetExists`."""
 
     def __str__(self) -> str:
         return f"{self.code}: {self.args[1]}"

@@ -71,23 +71,21 @@ def folder_prefix(folder: str) -> str:
 def to_utc(when: When) -> datetime:
     """The moment, in UTC. Raises `ValueError` without a zone or outside the years 1 to 9999."""
     try:
-        if isinstance(when, str):
-            moment = isoparse(when)
-        else:
-            moment = datetime.now(timezone.utc) + when if isinstance(when, timedelta) else when
+        moment = isoparse(when) if isinstance(when, str) else when
+        if isinstance(moment, timedelta):
+            moment = datetime.now(timezone.utc) + moment
         if moment.utcoffset() is not None:
             return moment.astimezone(timezone.utc)
+        advice = (
+            "has no time zone, so its moment is ambiguous; pass an aware one, such as "
+            "datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
+        )
     except OverflowError:
         advice = "is outside the years 1 to 9999 in UTC; choose a moment within them"
     except (AttributeError, ValueError):
         advice = (
             "is not a moment; pass an aware datetime, a timedelta from now, or an ISO 8601 string "
             "such as '2030-01-31T09:00:00Z'"
-        )
-    else:
-        advice = (
-            "has no time zone, so its moment is ambiguous; pass an aware one, such as "
-            "datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
         )
     raise ValueError(f"{when!r} {advice}")
 
@@ -127,17 +125,18 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
         )
     match = _NAME.fullmatch(name, len(prefix))
     if match is None or not _BUCKET.fullmatch(match["bucket"]):
-        raise InvalidEvent(
-            f"{name!r} is not the name of an event; "
-            f"those look like '{prefix}2030-01-31T09:00:00.000000Z|bucket|key'"
-        )
-    due = match["due"]
+        example = f"{prefix}2030-01-31T09:00:00.000000Z|bucket|key"
+        raise InvalidEvent(f"{name!r} is not the name of an event; those look like {example!r}")
     try:
-        # A time written by hand may stop early: the rest of it is zeros.
-        moment = datetime.fromisoformat(due + "0000-00-00T00:00:00.000000"[len(due) :])
+        due = _complete(match["due"], "0000-00-00T00:00:00.000000")
     except ValueError as error:
         raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error
-    return moment.replace(tzinfo=timezone.utc), match["bucket"], match["key"]
+    return due, match["bucket"], match["key"]
+
+
+def _complete(due: str, pattern: str) -> datetime:
+    """The moment of a due time that, written by hand, may stop where the pattern goes on."""
+    return datetime.fromisoformat(due + pattern[len(due) :]).replace(tzinfo=timezone.utc)
 
 
 def lower_bound(prefix: str, moment: datetime) -> str:
@@ -154,13 +153,10 @@ def upper_bound(prefix: str, moment: datetime | None) -> str:
 def listed_due(prefix: str, event: Event) -> datetime:
     """The moment at which S3 lists the event: the end of what a name written by hand leaves out."""
     written = event.name.removeprefix(prefix).partition("Z")[0]
-    decimals = len(written) - len("0000-00-00T00:00:00.")
-    if decimals < -1:
-        return event.due + timedelta(minutes=1)
-    return event.due + timedelta(seconds=10.0 ** -max(0, decimals))
+    return _complete(written, "0000-00-00T00:00:59.999999") + timedelta(microseconds=1)
 
 
 def shard_of(bucket: str, key: str, shards: int) -> int:
     """The shard of a target, the same on every machine and Python (`hash` is neither)."""
-    digest = hashlib.sha256(f"{bucket}|{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % shards
+    digest = hashlib.sha256(f"{bucket}|{key}".encode()).hexdigest()
+    return int(digest[:16], 16) % shards

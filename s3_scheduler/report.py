@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from .errors import SchedulerError
-
-if TYPE_CHECKING:
-    from .names import Event
+from .names import Event
 
 logger = logging.getLogger(__package__)
 
@@ -58,10 +55,7 @@ class Report:
         )
 
     def raise_for_failures(self) -> None:
-        """Raise `RunFailed`, which carries this report, if anything failed.
-
-        A function that swallows failures alarms nobody.
-        """
+        """Raise `RunFailed`, which carries this report, if anything failed: it alarms somebody."""
         if self.failed:
             raise RunFailed(self)
 
@@ -74,9 +68,8 @@ class RunFailed(SchedulerError):
         self.report = report
 
     def __str__(self) -> str:
-        count, first = self.report.failed, self.report.failures[0]
-        events = "event" if count == 1 else "events"
-        return f"{count} {events} failed, the first is {first.event.name!r}: {first.error}"
+        first = self.report.failures[0]
+        return f"{self.report.failed} failed, the first is {first.event.name!r}: {first.error}"
 
 
 class Tally:
