@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from botocore import exceptions
 from botocore.exceptions import ClientError, HTTPClientError
 
@@ -45,6 +47,16 @@ _INVALID_TARGET = (
 
 class UnconfirmedAnswer(SchedulerError):
     """An answer of 200 that lacks what would confirm that S3 did what was asked."""
+
+
+def confirmed(answer: Any, field: str, what: str) -> str:
+    """The field of an answer, without which nothing is confirmed: boto3 takes any 200 for success.
+
+    Raises `UnconfirmedAnswer`.
+    """
+    if not answer.get(field):
+        raise UnconfirmedAnswer(f"S3 answered 200 and did not confirm {what}")
+    return str(answer[field])
 
 
 def error_code(error: BaseException | None) -> str:

@@ -6,9 +6,11 @@ import random
 import re
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -22,6 +24,7 @@ from .answers import (
     GONE,
     UNSUPPORTED,
     UnconfirmedAnswer,
+    confirmed,
     error_code,
     http_status,
     is_transient,
@@ -31,9 +34,6 @@ from .errors import InvalidEvent
 from .names import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from datetime import datetime
-
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CopySourceTypeDef, HeadObjectOutputTypeDef
 
@@ -94,7 +94,6 @@ class Folder:
         self.failed_prefix = f"{self.prefix}failed/"
         self._client = client
         self._lock = threading.Lock()
-        self._takes_delete_objects = True
 
     @property
     def client(self) -> S3Client:
@@ -211,8 +210,7 @@ class Folder:
             if error_code(error) in GONE:
                 return None
             raise
-        if "ETag" not in answer:
-            raise UnconfirmedAnswer(f"S3 answered 200 and did not describe s3://{bucket}/{key}")
+        confirmed(answer, "ETag", f"what s3://{bucket}/{key} is")
         return answer
 
     def has_content(
@@ -234,15 +232,19 @@ class Folder:
         in_parts = "-" in there["ETag"] + event.etag
         return (kms or in_parts) and there["ContentLength"] == event.size
 
-    def _believe(self, event: Event, error: ClientError) -> NoReturn:
+    @contextmanager
+    def _believing(self, event: Event) -> Iterator[None]:
         """Raise what a refusal means. Some stores answer 404 or 412 wrongly, so look first."""
-        if error_code(error) in GONE | CHANGED:
-            now = self.look(event.name)
-            if now is None:
-                raise Gone from error
-            if now.etag != event.etag:
-                raise Changed(now, error) from error
-        raise error
+        try:
+            yield
+        except ClientError as error:
+            if error_code(error) in GONE | CHANGED:
+                now = self.look(event.name)
+                if now is None:
+                    raise Gone from error
+                if now.etag != event.etag:
+                    raise Changed(now, error) from error
+            raise
 
     # Writing
 
@@ -287,24 +289,18 @@ class Folder:
                 target = {"Bucket": bucket, "Key": key}
                 return multipart.copy(self.client, source, event, target, extra)
             answer = self.client.copy_object(Bucket=bucket, Key=key, CopySource=source, **extra)
-            etag = answer.get("CopyObjectResult", {}).get("ETag")
-            if not etag:
-                raise UnconfirmedAnswer(
-                    f"S3 answered 200 and did not confirm the copy of {event.name!r}"
-                )
-            return etag
+            result = answer.get("CopyObjectResult", {})
+            return confirmed(result, "ETag", f"the copy of {event.name!r}")
 
-        try:
+        with self._believing(event):
             try:
                 return _despite_conflicts(send)
             except ClientError as error:
                 if error_code(error) not in UNSUPPORTED:
                     raise
-                # A store without conditional copies: the condition on the delete has to do.
-                del extra["CopySourceIfMatch"]
-                return _despite_conflicts(send)
-        except ClientError as error:
-            self._believe(event, error)
+            # A store without conditional copies: the condition on the delete has to do.
+            del extra["CopySourceIfMatch"]
+            return _despite_conflicts(send)
 
     def move(self, event: Event, name: str, extra_args: Mapping[str, Any]) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
@@ -329,13 +325,14 @@ class Folder:
     def delete(self, event: Event) -> None:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""
         there: Any = {"Bucket": self.bucket, "Key": event.name}
-        try:
-            _despite_conflicts(lambda: self.client.delete_object(**there, IfMatch=event.etag))
-        except ClientError as error:
-            if error_code(error) not in UNSUPPORTED:
-                self._believe(event, error)
-            # A store without conditional deletes: what was seen a moment ago has to do.
-            self.client.delete_object(**there)
+        with self._believing(event):
+            try:
+                _despite_conflicts(lambda: self.client.delete_object(**there, IfMatch=event.etag))
+            except ClientError as error:
+                if error_code(error) not in UNSUPPORTED:
+                    raise
+                # A store without conditional deletes: what was seen a moment ago has to do.
+                self.client.delete_object(**there)
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
         """Delete events that are still what they were; returns the failures by name.
@@ -353,31 +350,25 @@ class Folder:
         return {name: error for name, error in results.items() if error}
 
     def _delete_once(self, events: Sequence[Event]) -> dict[str, Exception | None]:
-        results: dict[str, Exception | None] = {}
         # The XML of DeleteObjects cannot hold every character that a key can.
         together = [event for event in events if event.name.isprintable()]
-        refused = False
-        if together and self._takes_delete_objects:
-            try:
-                results = self._delete_together(together)
-            except Exception as error:  # noqa: BLE001 - the report carries it
-                # Swift and Zenko, say, want the MD5 that boto3 gave up sending.
-                refused = http_status(error) in (400, 405, 501)
-                if not refused:
-                    results = dict.fromkeys((e.name for e in together), without_traceback(error))
+        try:
+            results = self._delete_together(together) if together else {}
+        except Exception as error:  # noqa: BLE001 - the report carries it
+            results = dict.fromkeys((event.name for event in together), without_traceback(error))
+            if http_status(error) in (400, 405, 501):
+                results = {}  # Swift and Zenko, say, want the MD5 that boto3 gave up sending
         for event in events:
             # What the answer does not name is not confirmed, and some stores judge ETags wrongly.
             if event.name not in results or error_code(results[event.name]) in CHANGED:
                 results[event.name] = self._delete_alone(event)
-        if refused:
-            self._takes_delete_objects = None not in results.values()
         return results
 
     def _delete_together(self, events: list[Event]) -> dict[str, Exception | None]:
         """What DeleteObjects says of each event that its answer names; None: it is deleted."""
+        objects: Any = [{"Key": event.name, "ETag": event.etag} for event in events]
         answer = self.client.delete_objects(
-            Bucket=self.bucket,
-            Delete={"Objects": [{"Key": e.name, "ETag": e.etag} for e in events], "Quiet": False},
+            Bucket=self.bucket, Delete={"Objects": objects, "Quiet": False}
         )
         results: dict[str, Exception | None] = {d["Key"]: None for d in answer.get("Deleted", ())}
         for error in answer.get("Errors", ()):
