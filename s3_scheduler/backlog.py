@@ -15,11 +15,10 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .names import Event
+from .names import Event
 
 MAX_BACKLOG = 1_000  # events read and not begun at which a run reads no more of them
 MAX_FOR_ONE_TARGET = 100  # events that wait behind another for the same bucket and key
@@ -69,13 +68,12 @@ class Backlog:
         self.width = width
         self.expired = expired
         self.in_flight = 0
-        self.surveyed = False
-        """The listing has come to its end once: all there is to read again was left out."""
+        self.surveyed = False  # the listing came to its end once: what is read again was left out
         self._lanes: dict[str, _Lane] = {}
         self._active: dict[str, _Lane] = {}  # with copies in flight
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
-        self._resumed: dict[tuple[str, str], str] = {}  # gaps that the page that is open fills
+        self._position = ""  # after which the listing goes on
         self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
         self._future: deque[Event] = deque()  # not due yet, in the order of their names
         self._waiting = 0  # events in all lanes
@@ -93,10 +91,11 @@ class Backlog:
 
     # Reading: which names the listing is to give next
 
-    def wants_page(self) -> bool:
-        """There is room, and what would be read may be of use soon."""
+    def read_after(self) -> str | None:
+        """After which name a page is to be read; None: there is no room, or it is of no use yet."""
         if self.surveyed:
-            return self.resume_after() is not None and self._has_room()
+            wanted = self.resume_after() is not None and self._has_room()
+            return self.resume_after() if wanted else None
         # Only buckets that answer quickly count: behind the events of all others there may be some
         # for a bucket that is well.
         supply = len(self._future)
@@ -104,14 +103,13 @@ class Backlog:
             if supply >= 4 * self.width:
                 break
             supply += len(lane.ready) if lane.prompt else 0
-        return supply < 4 * self.width and self._has_room()
+        return self._position if supply < 4 * self.width and self._has_room() else None
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
-        gaps = [
-            (self._lanes[s[0]].shut, name) for s, name in self._gaps.items() if self._resumes(s)
-        ]
-        return min(gaps)[1][:-1] if gaps else None
+        gaps = ((self._lanes[s[0]].shut, n) for s, n in self._gaps.items() if self._resumes(s))
+        _, name = min(gaps, default=(False, ""))
+        return name[:-1] or None
 
     def _resumes(self, scope: tuple[str, str]) -> bool:
         """Whether there is room again for what was left out, and it may go."""
@@ -164,22 +162,36 @@ class Backlog:
         lane.waiting += change
         self._waiting += change
 
-    def open_page(self, after: str, last: str | None) -> None:
-        """The names after `after` come next, up to `last`; None: to the end."""
-        for scope, first in list(self._gaps.items()) if self.surveyed else ():
-            reached = last is None or first <= last or first[:-1] == after
-            if after < first and reached and self._resumes(scope):
-                self._resumed[scope] = self._gaps[scope]
-        for scope in self._resumed:
-            del self._gaps[scope]
+    def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> None:
+        """Take the names after `after` up to `last`; None: to the end.
 
-    def add(self, event: Event) -> None:
-        """Take an event that is due, of the page that is open."""
-        target = event.bucket, event.key
-        first = self._resumed.get(target) or self._resumed.get((event.bucket, ""))
-        # In a page that is read again only what was left out is new.
-        if not self.surveyed or (first and event.name >= first):
-            self._accept(event)
+        What does not sort before `due` is not due yet, and held until `ripen`.
+        """
+        resumed = {
+            scope: first
+            for scope, first in self._gaps.items()
+            if self.surveyed
+            and after < first
+            and (last is None or first <= last or first[:-1] == after)
+            and self._resumes(scope)
+        }
+        for scope in resumed:
+            del self._gaps[scope]
+        for event in events:
+            first = resumed.get((event.bucket, event.key)) or resumed.get((event.bucket, ""))
+            # In a page that is read again only what was left out is new.
+            if self.surveyed and (not first or event.name < first or event.name >= due):
+                continue
+            if event.name < due:
+                self._accept(event)
+            else:
+                self._future.append(event)
+        if last is None:
+            self.surveyed = True
+            return
+        self._position = last
+        for scope in resumed:
+            self._leave_out(f"{last}\0", *scope)
 
     def _accept(self, event: Event) -> None:
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
@@ -198,11 +210,6 @@ class Backlog:
                 lane.behind[event.key] = []
                 self._make_ready(lane, event)
 
-    def hold(self, event: Event) -> None:
-        """Take an event of the page that is open which is not due yet; `ripen` adds it."""
-        if not self.surveyed:
-            self._future.append(event)
-
     def ripen(self, bound: str) -> None:
         """Add the held events whose names sort before `bound`."""
         while self._future and self._future[0].name < bound:
@@ -212,13 +219,6 @@ class Backlog:
     def next_held(self) -> Event | None:
         """The held event that is due first."""
         return self._future[0] if self._future else None
-
-    def close_page(self, last: str | None) -> None:
-        """All names up to `last` were given; None: to the end."""
-        for scope in self._resumed if last is not None else ():
-            self._leave_out(f"{last}\0", *scope)
-        self._resumed = {}
-        self.surveyed = self.surveyed or last is None
 
     # Copying: who may go next, and what became of it
 

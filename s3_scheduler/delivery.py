@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import boto3
 from botocore.exceptions import ClientError
 
 from . import names
@@ -15,18 +17,12 @@ from .answers import (
     error_code,
     http_status,
     is_callers_fault,
-    is_throttling,
     without_traceback,
 )
 from .errors import CopyRefused
-from .folder import Changed, Gone
+from .folder import Changed, Folder, Gone
+from .names import Event
 from .report import Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-
-    from .folder import Folder
-    from .names import Event
 
 logger = logging.getLogger(__package__)
 
@@ -34,51 +30,66 @@ TRIES = 3
 """Times that an event is copied which is replaced meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """The event, as it was copied, is at its target."""
+class Copied(NamedTuple):
+    """The event, as it was copied, is at its target; `before`: an earlier run had copied it."""
 
     event: Event
     before: bool = False
-    """An earlier run had copied it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
-    """S3 asked for fewer requests."""
-
-    error: Exception
+Outcome: TypeAlias = Copied | Failure | Gone | Changed
 
 
-Outcome: TypeAlias = Copied | Failure | Throttled | Gone | Changed
-
-
-@dataclass(frozen=True)
+@dataclass
 class Delivery:
-    """How a run copies events. It has no state, so that threads share it."""
+    """How a run copies events; raises `ValueError` for invalid arguments. Threads share it.
+
+    `expired`: names that sort before this have been tried long enough.
+    """
 
     folder: Folder
     expired: str
-    """Names that sort before this have been tried long enough."""
     once: bool
     target_buckets: Collection[str] | None
     extra_args: Mapping[str, Any]
-    may_begin: Callable[[], bool]
-    """Whether there is time for another copy."""
 
-    def copy(self, event: Event) -> Outcome:
-        """Copy the event to its target; what S3 will never take is quarantined if it is expired."""
+    def __post_init__(self) -> None:
+        if isinstance(self.target_buckets, str):
+            raise ValueError(  # noqa: TRY004 - it is a collection, and the wrong one
+                f"target_buckets {self.target_buckets!r} is one name, and would be taken letter by "
+                f"letter; pass a collection, such as {[self.target_buckets]!r}"
+            )
+        if self.once and not self.folder.can_create:
+            raise ValueError(
+                f"once=True needs boto3 1.40.65 or later, and this is {boto3.__version__}; "
+                "upgrade it, or leave once out"
+            )
+        for name in self.extra_args:
+            if name.startswith(("If", "CopySource")) or name in ("Bucket", "Key"):
+                raise ValueError(f"{name} in extra_args is for the run itself to set; leave it out")
+        self.folder.check_copy_arguments(self.extra_args)
+        if self.target_buckets is not None:
+            self.target_buckets = frozenset(self.target_buckets)
+
+    def deliver(self, event: Event, may_begin: Callable[[], bool]) -> Outcome:
+        """Copy the event to its target; what S3 will never take is quarantined if it is expired.
+
+        `may_begin` tells whether there is time for another copy.
+        """
         try:
-            return self._copy(event)
+            return self._copy(event, may_begin)
         except (Gone, Changed) as answer:
             return answer
         except Exception as error:  # noqa: BLE001 - one bad event stops no other
-            if is_throttling(error):
-                return Throttled(error)
             return Failure(event, without_traceback(error), self._quarantine(event, error))
 
-    def _copy(self, event: Event) -> Copied:
-        self._check_target(event)
+    def _copy(self, event: Event, may_begin: Callable[[], bool]) -> Copied:
+        if self.target_buckets is not None and event.bucket not in self.target_buckets:
+            raise CopyRefused(
+                "TargetNotAllowed",
+                f"{event.bucket!r} is not one of target_buckets {sorted(self.target_buckets)}; "
+                "add it there if events may go to it",
+            )
         left = TRIES
         while True:
             left -= 1
@@ -86,26 +97,16 @@ class Delivery:
                 self.folder.copy(event, event.bucket, event.key, self.extra_args, create=self.once)
                 return Copied(event)
             except Changed as changed:
-                if not left or not self.may_begin():
+                if not left or not may_begin():
                     raise
                 event = changed.event
             except ClientError as error:
                 if not self.once:
                     raise
-                if error_code(error) not in CHANGED:
-                    raise _with_advice(error) from error
-                if self._was_delivered(event):
+                if error_code(error) in CHANGED and self._was_delivered(event):
                     return Copied(event, before=True)
-                if not left:
+                if error_code(error) not in CHANGED or not left:
                     raise _with_advice(error) from error
-
-    def _check_target(self, event: Event) -> None:
-        if self.target_buckets is not None and event.bucket not in self.target_buckets:
-            raise CopyRefused(
-                "TargetNotAllowed",
-                f"{event.bucket!r} is not one of target_buckets {sorted(self.target_buckets)}; "
-                "add it there if events may go to it",
-            )
 
     def _was_delivered(self, event: Event) -> bool:
         """Whether what is at the target is the event; False: nothing is there any more."""
@@ -139,10 +140,7 @@ def _with_advice(error: ClientError) -> ClientError:
     """Say what a refusal may be about that a store gives which does not know the condition."""
     if error_code(error) not in UNSUPPORTED | CHANGED and http_status(error) != 400:  # noqa: PLR2004
         return error
-    advice = (
-        "once=True needs a store that takes If-None-Match on copies; "
-        "`s3-scheduler check` tells whether this one does"
-    )
+    advice = "once=True needs a store that takes If-None-Match on copies: try `s3-scheduler check`"
     answer: Any = error.response
     message = f"{answer['Error'].get('Message', '')} ({advice})"
     answer = {**answer, "Error": {**answer["Error"], "Message": message}}

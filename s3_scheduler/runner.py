@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 import operator
 import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
-
-import boto3
+from typing import Any, TypeVar
 
 from . import names
-from .answers import error_code, is_callers_fault, may_have_arrived, without_traceback
+from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
 from .backlog import SILENCE, Backlog
-from .delivery import Copied, Delivery, Throttled
-from .folder import PAGE, Changed, Folder, Gone
+from .delivery import Copied, Delivery, Outcome
+from .folder import PAGE, Changed, Gone, Page
+from .names import Event
 from .report import Failure, Report, Tally
+from .scheduler import Scheduler
 from .unconfirmed import Unconfirmed
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-
-    from .delivery import Outcome
-    from .folder import Page
-    from .names import Event
-    from .scheduler import Scheduler
+T = TypeVar("T")
 
 logger = logging.getLogger(__package__)
 
@@ -79,20 +76,14 @@ def run_due(
     Raises `ValueError` for arguments that are invalid, and what S3 answers if the folder cannot be
     listed. Ctrl-C, too, finishes what is in flight.
     """
-    moment = datetime.now(timezone.utc) if now is None else names.to_utc(now)
-    _validate(scheduler.folder, target_buckets, extra_args or {}, once=once)
-    run = Run(
-        scheduler.folder,
-        clock=Clock(moment),
-        ahead=_seconds("ahead", ahead),
-        time_limit=None if time_limit is None else _time_limit(time_limit),
-        retry_for=None if retry_for is None else _seconds("retry_for", retry_for),
-        once=once,
-        target_buckets=None if target_buckets is None else frozenset(target_buckets),
-        shard=_shard(shard),
-        extra_args=extra_args or {},
-        stop=stop,
-    )
+    clock = Clock(datetime.now(timezone.utc) if now is None else names.to_utc(now))
+    expired = ""
+    if retry_for is not None:
+        last = _shifted(clock.began, -_seconds("retry_for", retry_for))
+        expired = names.upper_bound(scheduler.folder.prefix, last)
+    delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
+    limit = None if time_limit is None else _seconds("time_limit", time_limit)
+    run = Run(clock, delivery, _seconds("ahead", ahead), limit, _shard(shard), stop)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
@@ -108,19 +99,14 @@ def run_due(
 
 def _seconds(name: str, duration: float | timedelta) -> float:
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(seconds, int | float) and seconds <= 0 and name == "time_limit":
+        raise ValueError(
+            f"time_limit {duration!r} leaves no time for any copy; give the run more seconds, "
+            "in a Lambda by a longer timeout of the function, or pass None for no limit"
+        )
     if not (isinstance(seconds, int | float) and seconds >= 0):
         raise ValueError(f"{name} {duration!r} is not a duration; pass seconds or a timedelta")
     return float(seconds)
-
-
-def _time_limit(limit: float | timedelta) -> float:
-    seconds = limit.total_seconds() if isinstance(limit, timedelta) else limit
-    if seconds <= 0:
-        raise ValueError(
-            f"time_limit {limit!r} leaves no time for any copy; give the run more seconds, "
-            "in a Lambda by a longer timeout of the function, or pass None for no limit"
-        )
-    return _seconds("time_limit", limit)
 
 
 def _shard(shard: tuple[int, int]) -> tuple[int, int]:
@@ -131,29 +117,6 @@ def _shard(shard: tuple[int, int]) -> tuple[int, int]:
     if not 0 <= index < count:
         raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
     return index, count
-
-
-def _validate(
-    folder: Folder,
-    target_buckets: Collection[str] | None,
-    extra_args: Mapping[str, Any],
-    *,
-    once: bool,
-) -> None:
-    if isinstance(target_buckets, str):
-        raise ValueError(  # noqa: TRY004 - it is a collection, and the wrong one
-            f"target_buckets {target_buckets!r} is one name, and would be taken letter by letter; "
-            f"pass a collection, such as {[target_buckets]!r}"
-        )
-    if once and not folder.can_create:
-        raise ValueError(
-            f"once=True needs boto3 1.40.65 or later, and this is {boto3.__version__}; "
-            "upgrade it, or leave once out"
-        )
-    for argument in extra_args:
-        if argument.startswith(("If", "CopySource")) or argument in ("Bucket", "Key"):
-            raise ValueError(f"{argument} in extra_args is for the run itself to set; leave it out")
-    folder.check_copy_arguments(extra_args)
 
 
 class Clock:
@@ -180,38 +143,24 @@ class Clock:
 class Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
 
-    folder: Folder
     clock: Clock
+    delivery: Delivery
     ahead: float
     time_limit: float | None
-    retry_for: float | None
-    once: bool
-    target_buckets: Collection[str] | None
     shard: tuple[int, int]
-    extra_args: Mapping[str, Any]
     stop: Callable[[], bool] | None
 
     def __post_init__(self) -> None:
-        prefix, now = self.folder.prefix, self.clock.began
-        expired = ""
-        if self.retry_for is not None:
-            expired = names.upper_bound(prefix, _shifted(now, -self.retry_for))
-        self.bound = names.upper_bound(prefix, _shifted(now, self.ahead))
-        self.position: str | None = prefix  # after which the listing goes on
+        self.folder = self.delivery.folder
+        self.bound = names.upper_bound(self.folder.prefix, _shifted(self.clock.began, self.ahead))
         self.reading = False
-        self.backlog = Backlog(self.folder.width, expired)
+        self.backlog = Backlog(self.folder.width, self.delivery.expired)
         self.unconfirmed = Unconfirmed()
         self.tally = Tally()
-        self.delivery = Delivery(
-            self.folder, expired, self.once, self.target_buckets, self.extra_args, self._in_time
-        )
         self.in_flight = 0
-        self.done: SimpleQueue[tuple[Callable[..., None], Future[Any], tuple[Any, ...]] | None] = (
-            SimpleQueue()
-        )
+        self.done: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.changed = False  # an event was replaced, and its new content waits for the next run
         self.stopped = False
-        self.error: BaseException | None = None  # the folder could not be listed
 
     def interrupt(self) -> None:
         """Start nothing more, and wait for nothing that is not in flight."""
@@ -226,23 +175,22 @@ class Run:
                 while self._goes_on():
                     self._settle_one()
             except BaseException:
-                # No more threads can be had, say. What was copied is deleted all the same.
+                # The folder cannot be listed, say. What was copied is deleted all the same.
                 self.stopped = True
                 while self.in_flight or self.unconfirmed.copied:
                     self.folder.delete_all(self.unconfirmed.take())
                     if self.in_flight:
                         self._settle_one()
                 raise
-        if self.error:
-            raise self.error
         report = self.tally.report(unfinished=self.changed or self.backlog.unfinished)
         logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report
 
     def _goes_on(self) -> bool:
         """Start all that may start; False if nothing is in flight then, and nothing falls due."""
-        self.backlog.ripen(names.upper_bound(self.folder.prefix, self.clock.now()))
-        if self._must_delete():
+        self.backlog.ripen(self._due())
+        awaited = any(map(self.backlog.is_awaited, self.unconfirmed.copied))
+        if awaited or self.unconfirmed.wait(self.clock.elapsed()) == 0:
             self._delete()
         self._read()
         self._start_copies()
@@ -251,21 +199,17 @@ class Run:
         waits = self.backlog.next_held and not self.unconfirmed.is_full and self._may_begin()
         return bool(self.in_flight or waits)
 
-    def _submit(self, work: Callable[..., Any], settle: Callable[..., None], *args: Any) -> None:
-        future = self.pool.submit(work, *args)
+    def _submit(self, work: Callable[[], T], settle: Callable[[Future[T]], None]) -> None:
+        future = self.pool.submit(work)
         self.in_flight += 1
-        future.add_done_callback(lambda done: self.done.put((settle, done, args)))
+        future.add_done_callback(lambda done: self.done.put(partial(settle, done)))
 
     def _settle_one(self) -> None:
         """Wait until something is done, or has to be."""
-        try:
-            item = self.clock.get(self.done, self._patience())
-        except Empty:
-            return
-        if item:
-            settle, future, args = item
-            self.in_flight -= 1
-            settle(future, *args)
+        with suppress(Empty):
+            if settle := self.clock.get(self.done, self._patience()):
+                self.in_flight -= 1
+                settle()
 
     def _patience(self) -> float | None:
         """For how many seconds there is nothing to do but wait; None: until something is done."""
@@ -293,34 +237,33 @@ class Run:
 
     # Listing
 
+    def _due(self) -> str:
+        """What is due now sorts before this."""
+        return names.upper_bound(self.folder.prefix, self.clock.now())
+
     def _read(self) -> None:
-        if not self.reading and self._may_begin() and self.backlog.wants_page():
-            after = self.backlog.resume_after() if self.backlog.surveyed else self.position
-            self.reading = True
-            self._submit(self._page, self._take_page, after)
-
-    def _page(self, after: str) -> Page:
-        limit = FIRST_PAGE if after == self.folder.prefix else PAGE
-        return self.folder.page(after, self.bound, limit=limit)
-
-    def _take_page(self, done: Future[Page], after: str) -> None:
-        self.reading = False
-        self.error = done.exception()
-        if self.error:
-            self.stopped = True
+        if self.reading or not self._may_begin():
             return
+        after = self.backlog.read_after()
+        if after is not None:
+            self.reading = True
+            limit = PAGE if after else FIRST_PAGE
+            work = partial(self.folder.page, after, self.bound, limit=limit)
+            self._submit(work, partial(self._take_page, after))
+
+    def _take_page(self, after: str, done: Future[Page]) -> None:
+        self.reading = False
         page = done.result()
         if not self.backlog.surveyed:
             for name in page.invalid:
                 self.tally.add_invalid(name)
-        due = names.upper_bound(self.folder.prefix, self.clock.now())
         index, shards = self.shard
-        self.backlog.open_page(after, page.last)
-        for event in page.events:
-            if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index:
-                (self.backlog.add if event.name < due else self.backlog.hold)(event)
-        self.backlog.close_page(page.last)
-        self.position = page.last
+        mine = (
+            event
+            for event in page.events
+            if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index
+        )
+        self.backlog.take_page(after, page.last, mine, self._due())
 
     # Copying
 
@@ -330,12 +273,10 @@ class Run:
             event = self.backlog.next(began)
             if event is None:
                 break
-            self._submit(self._copy, self._settle_copy, event, began)
+            work = partial(self.delivery.deliver, event, self._in_time)
+            self._submit(work, partial(self._settle_copy, event, began))
 
-    def _copy(self, event: Event, _: float) -> Outcome:
-        return self.delivery.copy(event)
-
-    def _settle_copy(self, done: Future[Outcome], event: Event, began: float) -> None:
+    def _settle_copy(self, event: Event, began: float, done: Future[Outcome]) -> None:
         outcome, now = done.result(), self.clock.elapsed()
         if isinstance(outcome, Copied):
             if outcome.before:
@@ -344,15 +285,12 @@ class Run:
                 self.tally.add_copy(self.clock.now() - event.due)
             self.backlog.delivered(event, now, now - began)
             self.unconfirmed.add(outcome.event, now)
-        elif isinstance(outcome, Gone):
-            self.backlog.passed_over(event, now, left=True)
-        elif isinstance(outcome, Changed):
-            self.backlog.passed_over(event, now, left=False)
-            self.changed = True
-        elif isinstance(outcome, Throttled):
+        elif isinstance(outcome, Gone | Changed):
+            self.changed |= isinstance(outcome, Changed)
+            self.backlog.passed_over(event, now, left=isinstance(outcome, Gone))
+        elif is_throttling(outcome.error):
             if self.backlog.throttled(event, now, began):
-                error = without_traceback(outcome.error)
-                self.tally.add_failure(Failure(event, error, quarantined=False))
+                self.tally.add_failure(outcome)
         else:
             self.tally.add_failure(outcome)
             self.backlog.failed(
@@ -366,14 +304,11 @@ class Run:
 
     # Deleting
 
-    def _must_delete(self) -> bool:
-        awaited = any(self.backlog.is_awaited(event) for event in self.unconfirmed.copied)
-        return awaited or self.unconfirmed.wait(self.clock.elapsed()) == 0
-
     def _delete(self) -> None:
-        self._submit(self.folder.delete_all, self._settle_delete, self.unconfirmed.take())
+        batch = self.unconfirmed.take()
+        self._submit(partial(self.folder.delete_all, batch), partial(self._settle_delete, batch))
 
-    def _settle_delete(self, done: Future[dict[str, Exception]], batch: list[Event]) -> None:
+    def _settle_delete(self, batch: list[Event], done: Future[dict[str, Exception]]) -> None:
         stuck = 0
         for event in batch:
             error = done.result().get(event.name)

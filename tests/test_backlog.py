@@ -40,10 +40,7 @@ def filled(*events, width=WIDTH, expired="", last=None):
 
 
 def give(it, events, after="", last=None):
-    it.open_page(after, last)
-    for each in events:
-        it.add(each)
-    it.close_page(last)
+    it.take_page(after, last, events, due="later/3")
 
 
 def begun(it, now=0.0):
@@ -481,16 +478,16 @@ def test_a_replacement_goes_first():
 def test_reading_ahead_of_the_copies():
     """More is read until quick buckets have enough for a few rounds, and not beyond."""
     it = Backlog(WIDTH)
-    assert it.wants_page()
+    assert it.read_after() is not None
     give(it, many(10), last="x")
-    assert it.wants_page()
+    assert it.read_after() is not None
     deliver(it, *begun(it))
     give(it, many(40, start=10), after="x", last="y")
-    assert not it.wants_page()
+    assert it.read_after() is None
     for _ in range(5):
         for each in begun(it):
             deliver(it, each)
-    assert it.wants_page()
+    assert it.read_after() is not None
 
 
 def test_reading_past_slow_and_sick_buckets():
@@ -502,7 +499,7 @@ def test_reading_past_slow_and_sick_buckets():
             deliver(it, each, 1.0, seconds=1.0)
         elif each.bucket == "fails":
             it.failed(each, 1.0)
-    assert it.wants_page()
+    assert it.read_after() is not None
 
 
 def test_no_room():
@@ -511,7 +508,7 @@ def test_no_room():
     give(it, [each for i in range(20) for each in many(60, key=f"k{i}", start=100 * i)], last="x")
     assert len(it) == 1200
     deliver(it, *begun(it))
-    assert not it.wants_page()
+    assert it.read_after() is None
     assert len(it) == 1199
 
 
@@ -522,7 +519,7 @@ def test_room_is_made_where_it_is_slow():
     give(it, sorted([*slow, *small, *quick], key=lambda each: each.name), last="x")
     for each in begun(it):
         deliver(it, each, seconds=0.01 if each.bucket == "quick" else 1.0)
-    assert it.wants_page()
+    assert it.read_after() is not None
     assert 600 < len(it) < 800
     give(it, [event(9_000, "slow"), event(9_000, "small"), event(9_000, "new")], "x")
     assert it.resume_after() is None
@@ -545,7 +542,7 @@ def test_room_is_made_behind_what_is_in_flight(keys):
     grown(it, "slow", WIDTH, seconds=1.0)
     give(it, many(400, "other", start=5_000), "x", last="y")
     before = len(it)
-    assert it.wants_page()
+    assert it.read_after() is not None
     assert before - len(it) in range(250, 500)
 
 
@@ -560,7 +557,7 @@ def test_a_hundred_for_one_target():
         for each in begun(it):
             deliver(it, each)
             done.append(each)
-        if it.wants_page():
+        if it.read_after() is not None:
             reads += 1
             after = it.resume_after()
             give(it, [each for each in events if each.name > after], after=after)
@@ -596,10 +593,7 @@ def test_held_events_ripen():
     soon, later = event(10), event(20)
     it = Backlog(WIDTH)
     for _ in range(2):
-        it.open_page("", None)
-        it.hold(soon)
-        it.hold(later)
-        it.close_page(None)
+        it.take_page("", None, [soon, later], due=soon.name)
     assert (len(it), it.next_held, begun(it), it.unfinished) == (2, soon, [], False)
     it.ripen(event(15).name)
     assert (it.next_held, begun(it)) == (later, [soon])
@@ -613,13 +607,10 @@ def test_held_events_ripen():
 def test_held_events_are_supply():
     """While enough events are held that fall due soonest, those behind them are not read."""
     it = Backlog(WIDTH)
-    it.open_page("", "x")
-    for each in many(4 * WIDTH):
-        it.hold(each)
-    it.close_page("x")
-    assert not it.wants_page()
+    it.take_page("", "x", many(4 * WIDTH), due="later/2")
+    assert it.read_after() is None
     it.ripen(ALL_EXPIRED)
-    assert it.wants_page()
+    assert it.read_after() is not None
 
 
 def test_too_many_blocked_targets():
@@ -654,7 +645,6 @@ class Folder:
         self.names = []  # what is in the folder, sorted
         self.events = {}
         self.targets = defaultdict(list)  # names in the folder, sorted
-        self.position = ""
         self.asked = None  # after which name, and the answer
         self.listings = 0
         self.listed = set()
@@ -679,9 +669,9 @@ class Folder:
     # What a run does
 
     def ask(self):
-        if self.asked or not self.it.wants_page():
+        after = None if self.asked else self.it.read_after()
+        if after is None:
             return False
-        after = self.it.resume_after() if self.it.surveyed else self.position
         first = bisect_right(self.names, after)
         answer = [self.events[name] for name in self.names[first : first + self.page]]
         more = first + self.page < len(self.names)
@@ -696,7 +686,6 @@ class Folder:
             if not self.it.surveyed:  # what is new in a page that is read again may wait
                 self.listed.update(each.name for each in answer)
             give(self.it, answer, after, last)
-            self.position = last
 
     def begin(self):
         each = self.it.next(self.now)
@@ -819,7 +808,7 @@ def steps(buckets):
     while folder.names:
         sys.settrace(trace)
         it = folder.it
-        wants = it.wants_page()
+        wants = it.read_after() is not None
         while each := it.next(0.0):
             going.append(each)
         deliver(it, going[0])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from s3_scheduler.delivery import Delivery
 from s3_scheduler.runner import Clock, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from s3_scheduler import Report, Scheduler
 
 
@@ -54,19 +54,20 @@ class FakeClock(Clock):
         raise Empty
 
 
-def new_run(scheduler: Scheduler, clock: FakeClock, **options: Any) -> Run:
-    """Make a run by that clock; options as `run_due` takes them, durations in seconds."""
-    defaults: dict[str, Any] = {
-        "ahead": 0.0,
-        "time_limit": None,
-        "retry_for": 86_400.0,
-        "once": False,
-        "target_buckets": None,
-        "shard": (0, 1),
-        "extra_args": {},
-        "stop": None,
-    }
-    run = Run(scheduler.folder, clock=clock, **{**defaults, **options})
+def new_run(
+    scheduler: Scheduler,
+    clock: FakeClock,
+    *,
+    ahead: float = 0,
+    time_limit: float | None = None,
+    once: bool = False,
+    target_buckets: Collection[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    stop: Callable[[], bool] | None = None,
+) -> Run:
+    """Make a run by that clock, in which nothing is ever quarantined; as `run_due`, in seconds."""
+    delivery = Delivery(scheduler.folder, "", once, target_buckets, {})
+    run = Run(clock, delivery, ahead, time_limit, shard, stop)
     clock.is_busy = lambda: run.in_flight
     return run
 
