@@ -7,10 +7,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -30,7 +31,7 @@ from .answers import (
     is_transient,
     without_traceback,
 )
-from .errors import InvalidEvent
+from .errors import InvalidEvent, SchedulerError
 from .names import Event
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CopySourceTypeDef, HeadObjectOutputTypeDef
 
 T = TypeVar("T")
-
-_CODE = re.compile(r"[\w.-]+/")
 
 CONFIG = Config(
     connect_timeout=5,
@@ -50,39 +49,35 @@ CONFIG = Config(
 """The default client's settings; times in seconds. A run has as many copies in flight as there are
 connections: 32 was best at latencies of 10, 30 and 100 ms."""
 
-PAGE = 1_000
-"""Names in a page of a listing, which is all that S3 gives at once."""
+PAGE = 1_000  # names in a page of a listing, which is all that S3 gives at once
 
+# Seconds before what boto3 does not try again is sent again: a key that DeleteObjects could not
+# delete, and a request that met another write of the same key.
 RESEND_AFTER = (0.2, 0.4, 0.8, 1.6, 1.6, 1.6)
-"""Seconds before what S3 could not delete is sent again: boto3 tries whole requests again, but not
-what DeleteObjects reports of a single key."""
-
 CONFLICT_AFTER = (0.1, 0.2, 0.4, 0.8)
-"""Seconds before a request is sent again that met another write of the same key."""
 
 
 class Gone(Exception):
     """The object is not there any more; S3 said so twice."""
 
 
-class Changed(Exception):
-    """The object was replaced; `event` is what is there now, and `error` what S3 answered."""
+class Changed(SchedulerError):
+    """The object was replaced; `event` is what is there now."""
 
-    def __init__(self, event: Event, error: ClientError) -> None:
-        super().__init__(event, error)
+    def __init__(self, event: Event) -> None:
+        super().__init__(event)
         self.event = event
-        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.event.name!r} was replaced meanwhile"
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page of a listing."""
+class Page(NamedTuple):
+    """A page of a listing; `last`: the name after which it goes on, None: there are no more."""
 
     events: list[Event]
     invalid: list[str]
-    """Names that do not parse as events."""
     last: str | None
-    """The last name, after which the listing goes on; None: there are no more."""
 
 
 class Folder:
@@ -92,6 +87,7 @@ class Folder:
         self.bucket = bucket
         self.prefix = names.folder_prefix(folder)
         self.failed_prefix = f"{self.prefix}failed/"
+        self._failed = re.compile(re.escape(self.failed_prefix) + r"[\w.-]+/")
         self._client = client
         self._lock = threading.Lock()
 
@@ -153,32 +149,25 @@ class Folder:
         return names.parse(self._home(name), name)
 
     def _home(self, name: str) -> str:
-        code = _CODE.match(name, len(self.failed_prefix)) if self.is_failed(name) else None
-        return self.failed_prefix + code[0] if code else self.prefix
+        match = self._failed.match(name)
+        return match[0] if match else self.prefix
 
     # Reading
 
-    def page(
-        self,
-        after: str,
-        before: str | None = None,
-        *,
-        limit: int = PAGE,
-        prefix: str | None = None,
-    ) -> Page:
-        """The names after `after` and before `before`, `limit` at most, in their order."""
+    def page(self, after: str, before: str = "", *, limit: int = PAGE, prefix: str = "") -> Page:
+        """The names after `after` and, if given, before `before`, in order, `limit` at most."""
         answer = self.client.list_objects_v2(
             Bucket=self.bucket, Prefix=prefix or self.prefix, StartAfter=after, MaxKeys=limit
         )
         if "IsTruncated" not in answer or (answer["IsTruncated"] and "Contents" not in answer):
             raise UnconfirmedAnswer(f"S3 answered 200 and did not list s3://{self.bucket}/{after}")
-        events, invalid = [], []
+        events: list[Event] = []
+        invalid: list[str] = []
         name = None
         for entry in answer.get("Contents", ()):
             name = entry["Key"]
-            if before is not None and name >= before:
-                name = None
-                break
+            if before and name >= before:
+                return Page(events, invalid, None)
             try:
                 events.append(Event(*self.parse(name), name, entry["Size"], entry["ETag"]))
             except InvalidEvent:
@@ -186,9 +175,7 @@ class Folder:
                     invalid.append(name)
         return Page(events, invalid, name if answer["IsTruncated"] else None)
 
-    def pages(
-        self, after: str = "", before: str | None = None, *, prefix: str | None = None
-    ) -> Iterator[Page]:
+    def pages(self, after: str = "", before: str = "", prefix: str = "") -> Iterator[Page]:
         """All pages, each when it is asked for."""
         last: str | None = after
         while last is not None:
@@ -232,21 +219,28 @@ class Folder:
         in_parts = "-" in there["ETag"] + event.etag
         return (kms or in_parts) and there["ContentLength"] == event.size
 
-    @contextmanager
-    def _believing(self, event: Event) -> Iterator[None]:
-        """Raise what a refusal means. Some stores answer 404 or 412 wrongly, so look first."""
+    # Writing
+
+    def _send(self, event: Event, send: Callable[..., T], **condition: str) -> T:
+        """Send what changes the event, on condition that it is what it was, if the store can.
+
+        Raises `Gone` or `Changed` if it is not. Some stores answer so wrongly: look first.
+        """
         try:
-            yield
+            try:
+                return _despite_conflicts(partial(send, **condition))
+            except ClientError as error:
+                if error_code(error) not in UNSUPPORTED:
+                    raise
+            return _despite_conflicts(send)
         except ClientError as error:
             if error_code(error) in GONE | CHANGED:
                 now = self.look(event.name)
                 if now is None:
                     raise Gone from error
                 if now.etag != event.etag:
-                    raise Changed(now, error) from error
+                    raise Changed(now) from error
             raise
-
-    # Writing
 
     def put(self, name: str, body: Any, extra_args: Mapping[str, Any], *, create: bool) -> None:
         """Write an object in one request; with `create` S3 answers 412 if it exists."""
@@ -280,27 +274,18 @@ class Folder:
         the target exists.
         """
         source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": event.name}
-        extra = {**(extra_args or {}), "CopySourceIfMatch": event.etag}
-        if create:
-            extra["IfNoneMatch"] = "*"
+        extra = {**(extra_args or {}), **({"IfNoneMatch": "*"} if create else {})}
 
-        def send() -> str:
+        def send(**condition: str) -> str:
+            given = {**extra, **condition}
             if event.size > multipart.THRESHOLD:
                 target = {"Bucket": bucket, "Key": key}
-                return multipart.copy(self.client, source, event, target, extra)
-            answer = self.client.copy_object(Bucket=bucket, Key=key, CopySource=source, **extra)
+                return multipart.copy(self.client, source, event, target, given)
+            answer = self.client.copy_object(Bucket=bucket, Key=key, CopySource=source, **given)
             result = answer.get("CopyObjectResult", {})
             return confirmed(result, "ETag", f"the copy of {event.name!r}")
 
-        with self._believing(event):
-            try:
-                return _despite_conflicts(send)
-            except ClientError as error:
-                if error_code(error) not in UNSUPPORTED:
-                    raise
-            # A store without conditional copies: the condition on the delete has to do.
-            del extra["CopySourceIfMatch"]
-            return _despite_conflicts(send)
+        return self._send(event, send, CopySourceIfMatch=event.etag)
 
     def move(self, event: Event, name: str, extra_args: Mapping[str, Any]) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
@@ -324,15 +309,8 @@ class Folder:
 
     def delete(self, event: Event) -> None:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""
-        there: Any = {"Bucket": self.bucket, "Key": event.name}
-        with self._believing(event):
-            try:
-                _despite_conflicts(lambda: self.client.delete_object(**there, IfMatch=event.etag))
-            except ClientError as error:
-                if error_code(error) not in UNSUPPORTED:
-                    raise
-                # A store without conditional deletes: what was seen a moment ago has to do.
-                self.client.delete_object(**there)
+        send = partial(self.client.delete_object, Bucket=self.bucket, Key=event.name)
+        self._send(event, send, IfMatch=event.etag)
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
         """Delete events that are still what they were; returns the failures by name.
@@ -361,7 +339,12 @@ class Folder:
         for event in events:
             # What the answer does not name is not confirmed, and some stores judge ETags wrongly.
             if event.name not in results or error_code(results[event.name]) in CHANGED:
-                results[event.name] = self._delete_alone(event)
+                results[event.name] = None
+                try:
+                    with suppress(Gone):
+                        self.delete(event)
+                except Exception as error:  # noqa: BLE001 - the report carries it
+                    results[event.name] = without_traceback(error)
         return results
 
     def _delete_together(self, events: list[Event]) -> dict[str, Exception | None]:
@@ -375,15 +358,6 @@ class Folder:
             gone = error["Code"] in GONE
             results[error["Key"]] = None if gone else ClientError({"Error": error}, "DeleteObjects")
         return results
-
-    def _delete_alone(self, event: Event) -> Exception | None:
-        try:
-            self.delete(event)
-        except Gone:
-            return None
-        except Exception as error:  # noqa: BLE001 - the report carries it
-            return without_traceback(error)
-        return None
 
 
 def _despite_conflicts(send: Callable[[], T]) -> T:

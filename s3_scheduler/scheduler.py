@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,16 +17,13 @@ from . import names
 from .answers import CHANGED, UNSUPPORTED, error_code, was_retried
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
 from .folder import CONFLICT_AFTER, Changed, Folder, Gone
+from .names import Event, When
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from mypy_boto3_s3 import S3Client
 
-    from .names import Event, When
-
 TRIES = 10
-"""Times that `reschedule` starts again when others change the event meanwhile."""
+"""Times that `reschedule` begins when others change the event meanwhile."""
 
 
 class Scheduler:
@@ -33,25 +31,25 @@ class Scheduler:
 
     Thread-safe, and cheap to make: nothing is sent before the first call.
 
-    - `bucket`: the bucket that holds the folder; a general purpose bucket.
+    - `bucket`: the bucket that holds the folder; never a directory bucket, whose listings have no
+      order (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
     - `folder`: with or without slashes at its ends; never empty.
     - `client`: a boto3 S3 client of your own. A run has as many copies in flight as the client has
       connections. None: one is made on first use, from boto3's default session, with timeouts of
       5 s (connect) and 60 s (read), standard retries with at most 3 attempts, and 32 connections.
 
-    Raises `ValueError` for an empty bucket or folder, for a URI, and for a directory bucket, whose
-    listings have no order (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
+    Raises `ValueError` for another bucket or folder, and for a URI.
     """
 
     def __init__(self, bucket: str, folder: str, *, client: S3Client | None = None) -> None:
         if not bucket:
             raise ValueError(f"the bucket {bucket!r} is empty; pass the name of one of yours")
-        for text in (bucket, folder):
-            if "://" in text:
-                raise ValueError(
-                    f"{text!r} is a URI; pass bucket and folder apart, "
-                    "such as Scheduler('my-bucket', 'later')"
-                )
+        uri = bucket if "://" in bucket else folder
+        if "://" in uri:
+            raise ValueError(
+                f"{uri!r} is a URI; pass bucket and folder apart, "
+                "such as Scheduler('my-bucket', 'later')"
+            )
         if bucket.endswith(("--x-s3", "--xa-s3")):
             raise ValueError(
                 f"{bucket!r} is a directory bucket, whose listings have no order; "
@@ -94,33 +92,26 @@ class Scheduler:
         name = names.build(self.folder.prefix, _due(when), bucket, key)
         extra = dict(extra_args or {})
         _refuse_uncopyable(extra)
-        if isinstance(body, str):
-            body = body.encode()
-        if isinstance(body, bytes | bytearray):
-            self._put(name, body, extra, create=not replace)
-            return name
-        _refuse_unreadable(body)
-        if replace:
-            self.folder.upload(name, body, extra)
-        else:
-            self._put(name, _rest_of(body), extra, create=True)
-        return name
-
-    def _put(self, name: str, body: Any, extra: Mapping[str, Any], *, create: bool) -> None:
+        content: Any = body.encode() if isinstance(body, str) else body
+        if not isinstance(content, bytes | bytearray):
+            content = _readable(content, whole=not replace)
+            if replace:
+                self.folder.upload(name, content, extra)
+                return name
         try:
-            self.folder.put(name, body, extra, create=create)
+            self.folder.put(name, content, extra, create=not replace)
         except ClientError as error:
-            if create and error_code(error) in CHANGED:
-                raise AlreadyScheduled(name) from error
-            raise
+            if replace or error_code(error) not in CHANGED:
+                raise
+            raise AlreadyScheduled(name) from error
+        return name
 
     def event_name(self, when: datetime | str, bucket: str, key: str) -> str:
         """What `schedule` would return; nothing is sent.
 
         With it you can cancel an event without having stored its name, sign an upload URL for a
-        browser, or copy an object that is already in S3 into the folder. `when` is as in
-        `schedule`, but never a timedelta, which is a new moment each time. Raises `InvalidEvent`
-        as `schedule` does.
+        browser, or copy an object that is already in S3 into the folder. Raises `InvalidEvent` as
+        `schedule` does, and for a timedelta, which is a new moment each time.
         """
         if not isinstance(when, datetime | str):
             raise InvalidEvent(
@@ -165,8 +156,7 @@ class Scheduler:
         due, bucket, key = names.parse(self.folder.prefix, name)
         moment = _due(when)
         new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
-        left, waited = TRIES, False
-        pauses = iter(CONFLICT_AFTER)
+        tries, waited = 0, False
         while True:
             event = self.folder.look(name)
             if event is None and not (waited and self.folder.look(new_name)):
@@ -174,22 +164,20 @@ class Scheduler:
             if event is None or new_name == name:
                 return new_name
             there = self.folder.look(new_name)
+            tries += 1
             # The same content may be there because another call is moving this very event, and
             # withdraws its copy should the event disappear: let it finish.
-            if there and there.etag == event.etag and (pause := next(pauses, None)) is not None:
+            if there and there.etag == event.etag and tries <= len(CONFLICT_AFTER):
                 waited = True
-                time.sleep(pause)
+                time.sleep(CONFLICT_AFTER[tries - 1])
                 continue
-            left -= 1
             try:
                 return self._move(event, new_name, create=not there)
             except Gone as gone:
                 raise NotScheduled(name) from gone
-            except Changed as changed:
-                if not left:
-                    raise changed.error from None
-            except ClientError as error:
-                if not left or error_code(error) not in CHANGED:
+            except (Changed, ClientError) as error:
+                again = isinstance(error, Changed) or error_code(error) in CHANGED
+                if not again or tries >= TRIES:
                     raise
 
     def _move(self, event: Event, new_name: str, *, create: bool) -> str:
@@ -232,12 +220,10 @@ class Scheduler:
         """
         prefix = self.folder.prefix
         first = prefix if after is None else names.lower_bound(prefix, names.to_utc(after))
-        bound = (
-            names.upper_bound(prefix, None)
-            if before is None
-            else names.lower_bound(prefix, names.to_utc(before))
-        )
-        return (event for page in self.folder.pages(first, bound) for event in page.events)
+        last = names.upper_bound(prefix, None)
+        if before is not None:
+            last = names.lower_bound(prefix, names.to_utc(before))
+        return (event for page in self.folder.pages(first, last) for event in page.events)
 
     def failed(self) -> Iterator[Event]:
         """The events that runs have quarantined, by S3's error code; lazy as `pending`.
@@ -283,24 +269,23 @@ def _due(when: When) -> datetime:
         raise InvalidEvent(str(error)) from error
 
 
-def _rest_of(file: IO[bytes]) -> ReadFileChunk:
-    if not seekable(file):
-        raise InvalidEvent(
-            f"{file!r} cannot seek, and replace=False sends the body in one PutObject; "
-            "pass a seekable file or bytes, or leave out replace=False"
-        )
-    position = file.tell()
-    end = file.seek(0, io.SEEK_END)
-    file.seek(position)
-    # Its start is where the file stood: boto3's own retries rewind to the start.
-    return ReadFileChunk(file, end - position, end)
-
-
-def _refuse_unreadable(body: Any) -> None:
+def _readable(body: Any, *, whole: bool) -> Any:
+    """The file, or the rest of it if it is to go `whole`, in one request that can be repeated."""
     if not hasattr(body, "read"):
         raise InvalidEvent(f"the body is a {type(body).__name__}; pass bytes, str or a binary file")
     if isinstance(body.read(0), str):
         raise InvalidEvent(f"{body!r} is a text file; open it in binary mode ('rb')")
+    if not whole:
+        return body
+    if not seekable(body):
+        raise InvalidEvent(
+            f"{body!r} cannot seek, and replace=False sends the body in one PutObject; "
+            "pass a seekable file or bytes, or leave out replace=False"
+        )
+    position = body.tell()
+    end = body.seek(0, io.SEEK_END)
+    body.seek(position)
+    return ReadFileChunk(body, end - position, end)  # boto3's own retries rewind to its start
 
 
 def _refuse_uncopyable(extra_args: Mapping[str, Any]) -> None:

@@ -326,7 +326,7 @@ def test_copy_of_what_was_replaced(s3, later, size):
     with pytest.raises(Changed) as caught:
         later.copy(event, "target", "k")
     assert caught.value.event == new
-    assert caught.value.error.response["Error"]["Code"] == "PreconditionFailed"
+    assert str(caught.value) == f"{NINE!r} was replaced meanwhile"
     assert contents(s3, "target") == s3.uploads == {}
 
 
