@@ -26,8 +26,8 @@ from .report import Failure
 
 logger = logging.getLogger(__package__)
 
-TRIES = 3
-"""Times that an event is copied which is replaced meanwhile."""
+TRIES = 3  # times that an event is copied which is replaced meanwhile
+ADVICE = "once=True needs a store that takes If-None-Match on copies: try `s3-scheduler check`"
 
 
 class Copied(NamedTuple):
@@ -103,10 +103,13 @@ class Delivery:
             except ClientError as error:
                 if not self.once:
                     raise
-                if error_code(error) in CHANGED and self._was_delivered(event):
+                code = error_code(error)
+                if code in CHANGED and self._was_delivered(event):
                     return Copied(event, before=True)
-                if error_code(error) not in CHANGED or not left:
-                    raise _with_advice(error) from error
+                if code not in CHANGED or not left:
+                    if code in UNSUPPORTED | CHANGED or http_status(error) == 400:  # noqa: PLR2004
+                        error.args = (f"{error} ({ADVICE})",)
+                    raise
 
     def _was_delivered(self, event: Event) -> bool:
         """Whether what is at the target is the event; False: nothing is there any more."""
@@ -134,14 +137,3 @@ class Delivery:
             logger.warning("%r could not be moved to %r: %r", event.name, name, refusal)
             return False
         return True
-
-
-def _with_advice(error: ClientError) -> ClientError:
-    """Say what a refusal may be about that a store gives which does not know the condition."""
-    if error_code(error) not in UNSUPPORTED | CHANGED and http_status(error) != 400:  # noqa: PLR2004
-        return error
-    advice = "once=True needs a store that takes If-None-Match on copies: try `s3-scheduler check`"
-    answer: Any = error.response
-    message = f"{answer['Error'].get('Message', '')} ({advice})"
-    answer = {**answer, "Error": {**answer["Error"], "Message": message}}
-    return ClientError(answer, error.operation_name)

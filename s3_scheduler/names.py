@@ -43,18 +43,12 @@ _NAME = re.compile(
 class Event:
     """An object that waits in the folder until it is due."""
 
-    due: datetime
-    """When it is to be delivered: aware, in UTC."""
-    bucket: str
-    """The target bucket: a name, or the ARN or alias of an access point."""
-    key: str
-    """The target key."""
-    name: str
-    """Its full object key in the scheduler's bucket: what `cancel` and `reschedule` take."""
-    size: int
-    """The length of its content, in bytes."""
-    etag: str
-    """The ETag that S3 gave its content, with its quotes."""
+    due: datetime  # aware, in UTC
+    bucket: str  # of the target: a name, or the ARN or alias of an access point
+    key: str  # of the target
+    name: str  # its full object key in the scheduler's bucket, which `cancel` takes
+    size: int  # of its content, in bytes
+    etag: str  # that S3 gave its content, with its quotes
 
 
 def folder_prefix(folder: str) -> str:

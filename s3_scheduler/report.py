@@ -20,32 +20,22 @@ class Failure:
     """An event that a run could not deliver, or not delete after its delivery."""
 
     event: Event
-    error: Exception
-    """What stopped it: a `botocore.exceptions.ClientError` if it was an answer of S3."""
-    quarantined: bool
-    """True: it was moved to `failed/`. False: it stays, and the next run tries it again."""
+    error: Exception  # what stopped it: a botocore ClientError if it was an answer of S3
+    quarantined: bool  # True: it was moved to `failed/`. False: it stays, to be tried again
 
 
 @dataclass(frozen=True)
 class Report:
     """What a run did."""
 
-    copied: int
-    """How many copies S3 confirmed, whether or not their originals are deleted."""
-    delivered_before: int
-    """With `once`: how many events an earlier run had delivered but not deleted."""
-    failed: int
-    """How many events failed."""
-    failures: tuple[Failure, ...]
-    """The first thousand failures."""
-    invalid: int
-    """How many names sort before now and are not events; they are left alone."""
-    invalid_names: tuple[str, ...]
-    """The first hundred of these names."""
-    unfinished: bool
-    """True: due events were left for the next run."""
-    max_lateness: timedelta
-    """How late the latest delivery was when S3 confirmed it; zero if there was none."""
+    copied: int  # copies that S3 confirmed, whether or not their originals are deleted
+    delivered_before: int  # with `once`: what an earlier run had delivered but not deleted
+    failed: int  # events that failed
+    failures: tuple[Failure, ...]  # the first thousand of them
+    invalid: int  # names that sort before now and are not events; they are left alone
+    invalid_names: tuple[str, ...]  # the first hundred of them
+    unfinished: bool  # due events were left for the next run
+    max_lateness: timedelta  # of the latest delivery, when S3 confirmed it; zero if there was none
 
     def __str__(self) -> str:
         return (

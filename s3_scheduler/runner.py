@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -83,7 +82,10 @@ def run_due(
         expired = names.upper_bound(scheduler.folder.prefix, last)
     delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
     limit = None if time_limit is None else _seconds("time_limit", time_limit)
-    run = Run(clock, delivery, _seconds("ahead", ahead), limit, _shard(shard), stop)
+    index, count = shard
+    if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+        raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
+    run = Run(clock, delivery, _seconds("ahead", ahead), limit, shard, stop)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
@@ -107,16 +109,6 @@ def _seconds(name: str, duration: float | timedelta) -> float:
     if not (isinstance(seconds, int | float) and seconds >= 0):
         raise ValueError(f"{name} {duration!r} is not a duration; pass seconds or a timedelta")
     return float(seconds)
-
-
-def _shard(shard: tuple[int, int]) -> tuple[int, int]:
-    try:
-        index, count = map(operator.index, shard)
-    except TypeError:
-        index = count = 0
-    if not 0 <= index < count:
-        raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
-    return index, count
 
 
 class Clock:
@@ -327,4 +319,6 @@ def _shifted(moment: datetime, seconds: float) -> datetime:
     try:
         return moment + timedelta(seconds=seconds)
     except OverflowError:
-        return names.to_utc("9999-12-31T23:59:59.999999Z" if seconds > 0 else "0001-01-01T00Z")
+        if seconds > 0:
+            return datetime.max.replace(tzinfo=timezone.utc)
+        return datetime.min.replace(tzinfo=timezone.utc)
