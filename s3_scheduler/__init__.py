@@ -11,10 +11,11 @@ those whose time has come to their targets and deletes the originals.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
+from .names import Event
+from .report import Failure, Report, RunFailed
+
 if TYPE_CHECKING:
-    from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
-    from .names import Event
-    from .report import Failure, Report, RunFailed
     from .runner import run_due
     from .scheduler import Scheduler
 
@@ -34,12 +35,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # On first use, for boto3 takes 0.4 s to import, and `s3-scheduler --help` does without.
-    if name in __all__:
-        modules = ("errors", "names", "report", "scheduler", "runner")
-        homes = (import_module(f".{module}", __name__) for module in modules)
-        found = globals()[name] = next(getattr(home, name) for home in homes if hasattr(home, name))
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {"Scheduler": ".scheduler", "run_due": ".runner"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(modules[name], __name__), name)
+    return found
 
 
 def __dir__() -> list[str]:
