@@ -1,7 +1,5 @@
 """What an answer of S3, or its absence, means. Pure: no I/O."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from botocore import exceptions
@@ -15,15 +13,11 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-# ruff: disable[SIM905] - with a line for each of these words nobody would read on
-_THROTTLED = frozenset(
-    "429 503 BandwidthLimitExceeded LimitExceededException ProvisionedThroughputExceededException "
-    "RequestLimitExceeded ServiceUnavailable SlowDown TooManyRequests "
-    "TooManyRequestsException".split()
-)
+_THROTTLED = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
 
 # Answers of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+# ruff: disable[SIM905] - with a line for each of these words nobody would read on
 _ENVIRONMENT_CODES = frozenset(
     "AccountProblem AuthFailure AuthorizationHeaderMalformed BadDigest CredentialsNotSupported "
     "ExpiredToken ExpiredTokenException IncompleteBody IncompleteSignature InternalError "
@@ -85,7 +79,7 @@ def was_retried(error: BaseException | None) -> bool:
 def is_throttling(error: Exception) -> bool:
     """True if S3 asked for fewer requests, and says nothing of this one."""
     code = error_code(error)
-    return code in _THROTTLED or "throttl" in code.lower()
+    return code in _THROTTLED or "throttl" in code.lower() or http_status(error) in (429, 503)
 
 
 def is_transient(error: Exception | None) -> bool:

@@ -10,8 +10,6 @@ In a lane, an event may go only when the one before it, for the same key, has le
 Times are seconds of any clock that only goes forward.
 """
 
-from __future__ import annotations
-
 import heapq
 import random
 from collections import deque

@@ -1,7 +1,5 @@
 """One event's way out of the folder: copied to its target, or quarantined."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass

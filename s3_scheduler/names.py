@@ -7,8 +7,6 @@ byte order, which is the order of Python's `str`
 (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass

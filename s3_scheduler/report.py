@@ -1,7 +1,5 @@
 """What a run did."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from datetime import timedelta

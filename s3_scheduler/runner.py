@@ -1,7 +1,5 @@
 """What a scheduled function does every minute: deliver what is due."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -52,18 +50,18 @@ def run_due(
     Durations are seconds or a timedelta.
 
     - `now`: aware; None: the clock.
-    - `ahead`: also deliver what falls due in the next so many seconds, each at its moment. What is
-      scheduled meanwhile for within them waits for the next run.
-    - `time_limit`: no copy starts after it, and what is in flight is finished; a request that hangs
-      can outlast it by the client's timeouts. None: no limit. In a Lambda:
+    - `ahead`: also deliver what falls due in the next so many seconds, each at its moment, but not
+      what is scheduled meanwhile.
+    - `time_limit`: no copy starts after it, and what is in flight is finished, which takes as long
+      as the client's timeouts if it hangs. None: no limit. In a Lambda:
       `context.get_remaining_time_in_millis() / 1000 - 10`.
     - `retry_for`: how long after its due time an event is tried before it is moved to `failed/`, if
       the fault is its own (no such bucket, access denied); None: for ever.
-    - `once`: copy only to keys that do not exist yet, so that neither kills nor overlapping runs
-      deliver an event twice, if each event has a key of its own and the consumer leaves the object
-      there. What is there already counts as delivered before if it has the event's ETag (its
-      size, for objects in parts or encrypted by KMS); else it stays, and the event fails. Needs
-      boto3 1.40.65, an S3 that honours If-None-Match on copies, and `s3:GetObject` on the targets.
+    - `once`: copy only to keys that do not exist yet, so that nothing is delivered twice if each
+      event has a key of its own and the consumer leaves the object there. What is there counts as
+      delivered before if it has the event's ETag (its size, for objects in parts or encrypted by
+      KMS); else it stays, and the event fails. Needs boto3 1.40.65, an S3 that honours
+      If-None-Match on copies, and `s3:GetObject` on the targets.
     - `target_buckets`: an event for any other bucket fails; None: any bucket.
     - `shard`: `(i, n)`: of n runners at work at once, this one takes the i-th share (0 to n - 1) of
       the targets. The same target always falls to the same share.

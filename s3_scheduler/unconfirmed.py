@@ -1,11 +1,6 @@
 """Events that were copied and are not yet confirmed deleted. Pure: no I/O, no clock."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .names import Event
+from .names import Event
 
 MAX_UNCONFIRMED = 100  # events copied and not confirmed deleted, which a killed run would repeat
 BATCH = 50  # events for one DeleteObjects: half of these, so that as many are copied meanwhile
