@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 import pytest
 
 from s3_scheduler import Event
-from s3_scheduler.unconfirmed import BATCH, LINGER, MAX_UNCONFIRMED, Unconfirmed
+from s3_scheduler.unconfirmed import Unconfirmed
 
 DUE = datetime(2030, 1, 31, tzinfo=timezone.utc)
 
@@ -30,12 +30,14 @@ def test_none(held):
 
 
 def test_a_batch_goes_at_once(held):
-    """Fifty are deleted at once, all together."""
-    add(held, BATCH - 1)
-    assert held.wait(0.0) == LINGER
+    """Fifty or more are deleted at once, all together."""
+    add(held, 49)
+    assert held.wait(0.0) == 1
     add(held, 1)
     assert held.wait(0.0) == 0
-    assert held.take() == [*events(BATCH - 1), *events(1)]
+    add(held, 1)
+    assert held.wait(0.0) == 0
+    assert held.take() == [*events(49), *events(1), *events(1)]
     assert held.wait(0.0) is None
 
 
@@ -43,11 +45,11 @@ def test_a_few_linger(held):
     """Fewer wait for others, a second after the first of them at most."""
     held.add(events(1)[0], 10.0)
     held.add(events(2)[1], 10.6)
-    assert held.wait(10.75) == LINGER - 0.75
+    assert held.wait(10.75) == 0.25
     assert held.wait(11.0) == held.wait(99.0) == 0
     assert held.take() == events(2)
     held.add(events(1)[0], 20.0)
-    assert held.wait(20.0) == LINGER
+    assert held.wait(20.0) == 1
 
 
 @pytest.mark.parametrize("deleting", [0, 30])
@@ -55,20 +57,22 @@ def test_a_hundred(held, deleting):
     """At a hundred no copy may start, whether they wait for their delete or are being deleted."""
     add(held, deleting)
     held.take()
-    add(held, MAX_UNCONFIRMED - deleting - 1)
+    add(held, 99 - deleting)
     assert not held.is_full
     add(held, 1)
+    assert held.is_full
+    add(held, 8)  # were in flight
     assert held.is_full
 
 
 def test_the_deleted_make_room(held):
     """What is deleted leaves its place; what S3 did not delete keeps it."""
-    add(held, MAX_UNCONFIRMED)
+    add(held, 100)
     batch = held.take()
     assert held.is_full
     held.settle(batch, stuck=1)
     assert not held.is_full
-    add(held, MAX_UNCONFIRMED - 2)
+    add(held, 98)
     assert not held.is_full
     add(held, 1)
     assert held.is_full
@@ -76,15 +80,15 @@ def test_the_deleted_make_room(held):
 
 def test_no_place_and_nothing_under_way(held):
     """When there is no place left and no delete under way, the few that there are go at once."""
-    add(held, MAX_UNCONFIRMED - 1)
-    held.settle(held.take(), stuck=MAX_UNCONFIRMED - 1)
+    add(held, 99)
+    held.settle(held.take(), stuck=99)
     add(held, 1)
     assert (held.is_full, held.wait(0.0)) == (True, 0)
 
 
 def test_no_place_while_some_are_deleted(held):
     """While a delete is under way, which may make room, they wait for others."""
-    add(held, MAX_UNCONFIRMED - 1)
+    add(held, 99)
     held.take()
     add(held, 1)
-    assert (held.is_full, held.wait(0.0)) == (True, LINGER)
+    assert (held.is_full, held.wait(0.0)) == (True, 1)

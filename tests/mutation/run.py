@@ -22,7 +22,7 @@ TESTS = {
     "answers": "answers failures folder nothing_lost",
     "report": "runner failures",
     "backlog": "backlog",
-    "unconfirmed": "limits nothing_lost order",
+    "unconfirmed": "unconfirmed limits",
     "multipart": "multipart",
     "folder": "folder multipart nothing_lost failures scheduler",
     "delivery": "failures once order nothing_lost",
