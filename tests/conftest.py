@@ -33,11 +33,11 @@ settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def seaweed() -> Iterator[Any]:
     """A SeaweedFS for the whole session: an `Endpoint`, with `.client(**config)`."""
     from s3_scheduler.demo import seaweedfs  # noqa: PLC0415  (most tests do without)
 
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+    with seaweedfs() as endpoint:
         yield endpoint
 
 
