@@ -492,4 +492,4 @@ def test_no_answer_is_no_verdict(s3, capsys):
     code, out, err = run(capsys, s3, "--endpoint-url", "http://127.0.0.1:9")
     assert (code, out.count("\n")) == (2, 1)
     assert out.startswith("left     s3://my-bucket/later/9999-")  # for all that is known
-    assert err.endswith("check the network and --endpoint-url\n")
+    assert err.startswith("s3-scheduler: Could not connect to the endpoint URL")

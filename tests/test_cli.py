@@ -16,8 +16,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import s3_scheduler
 from s3_scheduler import Scheduler
@@ -29,6 +27,7 @@ CLI = [sys.executable, "-m", "s3_scheduler"]
 FOLDER = "s3://events/later"
 NEW_YEAR = "2030-01-01T00:00:00.000000Z"
 LONG_AGO = "2020-01-01T00:00:00.000000Z"
+REPORT = r"\S+Z  copied"
 FAILED = f"failed/AccessDenied/{LONG_AGO}|target|"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
 
@@ -156,14 +155,15 @@ def test_an_event_s_whole_life(real, seaweed, seaweed_client, bucket, target, fi
     other = done.stdout.decode().strip()
     assert real.lines("list", folder, "--uri") == [other, uri]
     real.line("reschedule", other, "+0s")
-    assert re.fullmatch(r"\S+Z  1 delivered, up to \d+ s late; 0 failed", real.line("run", folder))
+    assert re.fullmatch(rf"{REPORT} 1 .+ failed 0 .+", real.line("run", folder))
     arrived = seaweed_client.get_object(Bucket=target, Key="b")
     assert (arrived["Body"].read(), arrived["ContentType"]) == (b"from a pipe", "text/plain")
     assert real.line("cancel", uri) == uri
     real.refusal("cancel", uri, code=1)
     uri = real.line("schedule", folder, LONG_AGO, f"s3://{bucket}/k", file)
     code, out, _ = real("run", folder, "--target-bucket", target)
-    assert (code, out.partition("Z  ")[2]) == (1, "0 delivered; 1 failed\n")
+    assert code == 1
+    assert re.match(f"{REPORT} 0 .+ failed 1 ", out)
     assert real.line("retry", folder) == uri
     real.refusal("list", "s3://nobody-has-it/later")
 
@@ -236,7 +236,6 @@ def test_a_moment_with_a_zone(cli, file):
         ("+3x", "is not a span; write it like 90s, 10m, 2h, 3d or 1h30m"),
         (f"+{'9' * 9}d", "is outside the years 1 to 9999"),
         (f"+{'9' * 400}", "is too long"),
-        ("0001-01-01T00:00+23:00", "write it like 2030-01-31T09:00:00Z or +2h from now"),
     ],
 )
 def test_a_bad_moment(cli, file, when, advice):
@@ -244,6 +243,13 @@ def test_a_bad_moment(cli, file, when, advice):
     line = cli.misuse("schedule", FOLDER, when, "s3://target/k", file)
     assert line.endswith(advice)
     assert not re.search("datetime|timedelta|isoformat|Error", line)
+
+
+def test_a_moment_before_the_first_year(cli, file):
+    """A moment that only other zones have is refused as it was written."""
+    moment = "0001-01-01T00:00+23:00"
+    refusal = cli.refusal("schedule", FOLDER, moment, "s3://target/k", file)
+    assert refusal.startswith(f"{moment!r} is outside the years 1 to 9999")
 
 
 def test_what_comes_with_an_event(cli, fake, file):
@@ -283,29 +289,11 @@ def test_no_replace_from_a_pipe(fake, cli):
 
 
 def test_the_list(cli, fake):
-    """One event a line, soonest first, aligned: due, how far off, bytes, target."""
+    """One event a line, soonest first, aligned: due, bytes, target."""
     put(fake, f"{LONG_AGO}|target|old", "2999-01-01T00:00:00.5Z|target|a key", content=b"x" * 1234)
     old, new = cli.lines("list", FOLDER)
-    assert re.fullmatch(r"2020-01-01T00:00:00Z +\d+ d \d+ h late +1,234 B  s3://target/old", old)
-    assert re.fullmatch(r"2999-01-01T00:00:00Z +in \d+ d \d+ h +1,234 B  s3://target/a key", new)
-    assert old.index("s3://") == new.index("s3://")
-
-
-def test_how_far_off_in_words(cli, fake):
-    """How far off, in the two largest units that a person would use."""
-    scheduler = Scheduler("events", "later", client=fake.client())
-    spans = {
-        -timedelta(hours=2, seconds=30): "2 h 0 min late",
-        timedelta(seconds=59): r"in \d\d s",
-        timedelta(minutes=17, seconds=59): "in 17 min",
-        timedelta(hours=3, minutes=12, seconds=59): "in 3 h 12 min",
-        timedelta(days=1, minutes=59): "in 1 d 0 h",
-        timedelta(days=7, hours=4, minutes=30): "in 7 d 4 h",
-    }
-    for span in spans:
-        scheduler.schedule(span, "target", "k", b"")
-    for line, words in zip(cli.lines("list", FOLDER), spans.values(), strict=True):
-        assert re.search(f"  {words}  ", line)
+    assert old == "2020-01-01T00:00:00Z           1,234 B  s3://target/old"
+    assert new == "2999-01-01T00:00:00Z           1,234 B  s3://target/a key"
 
 
 def test_the_list_of_a_while(cli, fake):
@@ -329,7 +317,7 @@ def test_json(cli, fake):
     put(fake, name, f"{FAILED}c")
     obj = fake.buckets["events"][f"later/{name}"]
     assert json.loads(cli.line("list", FOLDER, "--json")) == {
-        "due": NEW_YEAR,
+        "due": "2030-01-01T00:00:00+00:00",
         "bucket": "target",
         "key": "a\nb%0A|é",
         "name": f"later/{name}",
@@ -345,8 +333,8 @@ def test_the_list_of_what_failed(cli, fake):
     """--failed shows the error code that stopped each event."""
     put(fake, f"{FAILED}a", f"failed/NoSuchBucket/{LONG_AGO}|nobody|b", f"{NEW_YEAR}|target|c")
     denied, missing = cli.lines("list", FOLDER, "--failed")
-    assert re.search(r" late +7 B  AccessDenied +s3://target/a$", denied)
-    assert re.search(r" late +7 B  NoSuchBucket +s3://nobody/b$", missing)
+    assert re.search(r"Z +7 B  AccessDenied +s3://target/a$", denied)
+    assert re.search(r"Z +7 B  NoSuchBucket +s3://nobody/b$", missing)
 
 
 def test_the_list_of_what_is_not_an_event(cli, fake):
@@ -378,24 +366,14 @@ def test_any_key(cli, fake):
     assert not fake.buckets["events"]
 
 
-@given(st.text(st.sampled_from("%0A125\n\x7f/|x") | st.characters(codec="utf-8"), min_size=1))
-def test_uris_are_taken_back(key):
-    """What is printed for an event is one line that reads as this event, and no other."""
-    from s3_scheduler.__main__ import escaped, unescaped  # noqa: PLC0415
-
-    uri = f"s3://bucket/later/{NEW_YEAR}|target|{key}"
-    assert not re.search("[\x00-\x1f\x7f]", escaped(uri))
-    assert unescaped(escaped(uri)) == uri
-
-
 def test_no_other_event_is_meant(cli, fake):
-    """A folder's URI and a name, and what is escaped in no URI, mean what they say."""
+    """What no URI has escaped means what it says."""
     keys = ["a b", "a%20b", "100%"]
     put(fake, *(f"{NEW_YEAR}|target|{key}" for key in keys))
     fake.put("events", f"l%61ter/{NEW_YEAR}|target|k")
     cli.line("cancel", f"{FOLDER}/{NEW_YEAR}|target|a%20b")
-    cli.line("cancel", FOLDER, f"{NEW_YEAR}|target|100%")
-    cli.line("cancel", "s3://events/l%61ter", f"{NEW_YEAR}|target|k")
+    cli.line("cancel", f"{FOLDER}/{NEW_YEAR}|target|100%")
+    cli.line("cancel", f"s3://events/l%61ter/{NEW_YEAR}|target|k")
     assert list(fake.buckets["events"]) == [f"later/{NEW_YEAR}|target|a b"]
 
 
@@ -403,23 +381,21 @@ def test_no_other_event_is_meant(cli, fake):
 
 
 def test_cancel_several(cli, fake):
-    """`cancel` takes URIs, names, and failed events; exit code 1 if any was no longer waiting."""
-    there = [f"{NEW_YEAR}|target|{key}" for key in "abcd"]
-    put(fake, *there[:3], f"{FAILED}f")
-    names = [there[0], there[3], f"later/{there[1]}", f"{FAILED}f", f"{FOLDER}/{there[2]}"]
-    code, out, err = cli("cancel", FOLDER, *names)
+    """`cancel` takes failed events, too; exit code 1 if any was no longer waiting."""
+    names = [f"{NEW_YEAR}|target|a", f"{NEW_YEAR}|target|b", f"{FAILED}c"]
+    put(fake, names[0], names[2])
+    code, out, err = cli("cancel", *(f"{FOLDER}/{name}" for name in names))
     assert code == 1
-    done = (there[0], there[1], f"{FAILED}f", there[2])
-    assert out == "".join(f"{FOLDER}/{name}\n" for name in done)
-    assert err.startswith(f"s3-scheduler: 'later/{there[3]}' is not waiting")
+    assert out == f"{FOLDER}/{names[0]}\n{FOLDER}/{names[2]}\n"
+    assert err.startswith(f"s3-scheduler: 'later/{names[1]}' is not waiting")
     assert not fake.buckets["events"]
 
 
 def test_reschedule_several(cli, fake):
     """`reschedule` prints the new URIs; exit code 1 if any was no longer waiting."""
     put(fake, f"{NEW_YEAR}|target|a", f"{NEW_YEAR}|target|b")
-    chosen = (f"{NEW_YEAR}|target|{key}" for key in "xab")
-    code, out, err = cli("reschedule", FOLDER, *chosen, "2031-01-01T00:00Z")
+    chosen = (f"{FOLDER}/{NEW_YEAR}|target|{key}" for key in "xab")
+    code, out, err = cli("reschedule", *chosen, "2031-01-01T00:00Z")
     assert code == 1
     moved = [f"later/2031-01-01T00:00:00.000000Z|target|{key}" for key in "ab"]
     assert out == "".join(f"s3://events/{name}\n" for name in moved)
@@ -428,9 +404,9 @@ def test_reschedule_several(cli, fake):
 
 
 def test_a_failed_event_is_not_rescheduled(cli, fake):
-    """`reschedule` of a failed event is refused with advice, and changes nothing."""
+    """`reschedule` of a failed event is refused, and changes nothing."""
     put(fake, f"{FAILED}a")
-    assert cli.refusal("reschedule", f"{FOLDER}/{FAILED}a", "+1h").endswith("retry it first")
+    cli.refusal("reschedule", f"{FOLDER}/{FAILED}a", "+1h")
     assert list(fake.buckets["events"]) == [f"later/{FAILED}a"]
 
 
@@ -447,7 +423,8 @@ def test_one_event_does_not_keep_the_rest(cli, fake, trouble):
     there = [f"{NEW_YEAR}|target|{key}" for key in "abc"]
     put(fake, *there)
     fake.fault = trouble
-    code, out, err = cli("reschedule", FOLDER, *there, "no event", "2031-01-01T00:00Z")
+    uris = [f"{FOLDER}/{name}" for name in there]
+    code, out, err = cli("reschedule", *uris, "no event", "2031-01-01T00:00Z")
     assert (code, out.count("\n"), err.count("\n")) == (2, 2, 2)
     assert sorted(name.rpartition("|")[2] for name in fake.buckets["events"]) == ["a", "b", "c"]
     assert sum(name.startswith("later/2031") for name in fake.buckets["events"]) == 2
@@ -473,13 +450,11 @@ def test_an_access_point(cli):
     [
         ["cancel", FOLDER],
         ["cancel", f"{NEW_YEAR}|target|k"],
-        ["cancel", FOLDER, "k"],
         ["cancel", "s3://events"],
         ["cancel", "s3://events//k"],
         ["retry", "later"],
+        ["retry", f"{FOLDER}/2030-01-01 00:00Z|target|k"],
         ["schedule", FOLDER, "+0s", "s3://bad bucket/k", "{file}"],
-        ["schedule", FOLDER, "+0s", "target/k", "{file}"],
-        ["schedule", FOLDER, "+0s", "s3://target", "{file}"],
         ["schedule", FOLDER, "+0s", "s3://target/k", "{file}.none"],
         ["schedule", FOLDER, "+0s", "s3://target/\udcff", "{file}"],
         ["run", "s3://events--usw2-az1--x-s3/later"],
@@ -492,13 +467,16 @@ def test_bad_input(cli, fake, file, arguments):
     assert set(fake.count()) <= {"ListObjectsV2"}
 
 
-def test_events_of_two_folders(cli, fake):
-    """What is in another folder than the first event is refused, and the others are changed."""
+def test_events_of_several_folders(cli, fake):
+    """Events of several folders and buckets are changed in one call."""
     put(fake, f"{NEW_YEAR}|target|k")
-    other = f"s3://events/x/{NEW_YEAR}|target|k"
-    code, out, err = cli("cancel", f"{FOLDER}/{NEW_YEAR}|target|k", other)
-    assert (code, out.count("\n")) == (2, 1)
-    assert "is not in s3://events/later/; name the events of one folder at once" in err
+    fake.put("events", f"x/{NEW_YEAR}|target|k", b"")
+    fake.put("target", f"later/{NEW_YEAR}|target|k", b"")
+    folders = [FOLDER, "s3://nobody/later", "s3://events/x", "s3://target/later"]
+    code, out, err = cli("cancel", *(f"{folder}/{NEW_YEAR}|target|k" for folder in folders))
+    assert (code, out.count("\n"), err.count("\n")) == (2, 3, 1)
+    assert "(NoSuchBucket)" in err
+    assert not fake.buckets["events"] | fake.buckets["target"]
 
 
 @pytest.mark.parametrize(
@@ -507,19 +485,21 @@ def test_events_of_two_folders(cli, fake):
         (["cancel"], "EVENT"),
         (["reschedule", f"{FOLDER}/{LONG_AGO}|target|k"], "WHEN"),
         (["run", FOLDER, "--shard", "2"], "write 0/2 and 1/2"),
-        (["run", FOLDER, "--shard", "2/2"], "write 0/2 and 1/2"),
         (["run", FOLDER, "--every", "often"], "write it like 90s"),
         (["run", FOLDER, "--every", "+1m"], "write it like 90s"),
-        (["run", FOLDER, "--every", "0"], "is no time at all"),
-        (["run", FOLDER, "--time-limit", "0s"], "is no time at all"),
+        (["run", FOLDER, "--every", "0"], "is too short"),
+        (["run", FOLDER, "--time-limit", "0s"], "is too short"),
         (["run", FOLDER, "--time-limit", "nan"], "write it like 90s"),
         (["run", FOLDER, "--retry-for", "long"], "write it like 90s"),
         (["run", FOLDER, "--retry-for", "-5m"], "'-5m' is not a span"),
-        (["run", FOLDER, "--target-bucket", "s3://shop/"], "write the bucket alone: shop"),
-        (["check", FOLDER, "--target-bucket", "s3://shop"], "write the bucket alone: shop"),
+        (["run", FOLDER, "--target-bucket", "s3://shop/"], "not the name of a bucket"),
+        (["check", FOLDER, "--target-bucket", "s3://shop"], "write it like shop-emails"),
         (["check", FOLDER, "--as", "root"], "application"),
-        (["schedule", FOLDER, "+1h", "s3://t/k", "-", "--tag", "a"], "write it like author=ann"),
-        (["schedule", FOLDER, "+1h", "s3://t/k", "-", "--metadata", "=a"], "like author=ann"),
+        (["schedule", FOLDER, "+1h", "s3://t/k", "-", "--tag", "a"], "'a' is not a pair like a=b"),
+        (["schedule", FOLDER, "+1h", "s3://t/k", "-", "--metadata", "=a"], "is not a pair"),
+        (["schedule", FOLDER, "+1h", "t/k", "-"], "write it like s3://my-bucket/later"),
+        (["schedule", FOLDER, "+1h", "s3://t", "-"], "'s3://t' is not the URI"),
+        (["run", "later"], "write it like s3://my-bucket/later"),
         (["run"], "FOLDER"),
         (["frobnicate"], "schedule"),
         ([], "COMMAND"),
@@ -549,14 +529,14 @@ def test_retry_all(cli, fake):
 
 
 def test_retry_some(cli, fake):
-    """By URIs, or by the names that they had; exit code 1 if any is not there."""
-    put(fake, *(FAILED + key for key in "abcd"))
-    restored = [f"{FOLDER}/{LONG_AGO}|target|{key}" for key in "abc"]
-    assert cli.lines("retry", *(f"{FOLDER}/{FAILED}{key}" for key in "ab")) == restored[:2]
-    code, out, err = cli("retry", FOLDER, *(f"later/{LONG_AGO}|target|{key}" for key in "cx"))
-    assert (code, out.splitlines()) == (1, restored[2:])
-    assert err.startswith(f"s3-scheduler: 'later/{LONG_AGO}|target|x' is not waiting")
-    assert cli.line("list", FOLDER, "--failed").endswith("s3://target/d")
+    """By URIs, as `list --failed --uri` prints them; exit code 1 if any is not there."""
+    put(fake, *(FAILED + key for key in "abc"))
+    uris = cli.lines("list", FOLDER, "--failed", "--uri")
+    code, out, err = cli("retry", uris[0], f"{FOLDER}/{FAILED}x", uris[2])
+    restored = [f"{FOLDER}/{LONG_AGO}|target|{key}" for key in "ac"]
+    assert (code, out.splitlines()) == (1, restored)
+    assert err.startswith(f"s3-scheduler: 'later/{FAILED}x' is not waiting")
+    assert cli.line("list", FOLDER, "--failed").endswith("s3://target/b")
 
 
 def test_retry_of_what_waits(cli, fake):
@@ -589,25 +569,26 @@ def test_a_folder_named_failed(cli, fake):
 
 
 def test_a_run(cli, fake):
-    """`run` delivers what is due and says so in a line; if nothing was due, it says nothing."""
+    """`run` delivers what is due and prints its report; if nothing was due, it says nothing."""
     assert cli("run", FOLDER) == (0, "", "")
     put(fake, f"{LONG_AGO}|target|k")
     line = cli.line("run", FOLDER)
-    assert re.fullmatch(r"\S+Z  1 delivered, up to \d+ d \d+ h late; 0 failed", line)
+    report = r"1 delivered_before 0 failed 0 invalid 0 unfinished 0 max_lateness \d+\.\d+"
+    assert re.fullmatch(f"{REPORT} {report}", line)
     assert list(fake.buckets["target"]) == ["k"]
     assert cli("run", FOLDER) == (0, "", "")
 
 
 def test_failures_of_a_run(cli, fake):
-    """Each failure is a line with advice on standard error; the exit code is 1."""
+    """Each failure is a line on standard error; the exit code is 1."""
     put(fake, f"{LONG_AGO}|target|k", f"{LONG_AGO}|nobody|k", "2020-01-01|not an event")
     code, out, err = cli("run", FOLDER, "--retry-for", "9999999d")
     assert code == 1
-    assert re.fullmatch(r"\S+Z  1 delivered, up to \d+ d.* late; 1 failed\n", out)
+    assert re.match(f"{REPORT} 1 .+ failed 1 ", out)
     invalid, failed = sorted(err.splitlines(), key=lambda line: "failed" in line)
     assert "is not the name of an event" in invalid
     assert f"'later/{LONG_AGO}|nobody|k' failed, the next run tries it again" in failed
-    assert failed.endswith("create the bucket, or correct its name")
+    assert "(NoSuchBucket)" in failed
 
 
 @pytest.mark.parametrize(
@@ -643,7 +624,7 @@ def test_once(cli, fake):
     put(fake, *(f"{LONG_AGO}|target|{key}" for key in "ab"))
     fake.put("target", "a", b"content")
     line = cli.line("run", FOLDER, "--once")
-    assert re.search(r"  1 delivered, up to .* late; 1 delivered before; 0 failed$", line)
+    assert "  copied 1 delivered_before 1 failed 0 " in line
     assert sum(change.key == "a" for change in fake.history if change.bucket == "target") == 1
 
 
@@ -657,10 +638,10 @@ def test_shards(cli, fake):
 
 
 def test_the_time_limit(cli, fake):
-    """After --time-limit nothing new is begun, and the line says that more are due."""
+    """After --time-limit nothing new is begun, and the line says that some are left."""
     fake.fill(due=300)
     fake.latency = lambda request: 0.2 * (request.operation == "CopyObject")
-    assert cli.line("run", FOLDER, "--time-limit", "0.3").endswith("more are due")
+    assert " unfinished 1 " in cli.line("run", FOLDER, "--time-limit", "0.3")
     assert len(fake.buckets["target"]) < 300
 
 
@@ -668,7 +649,7 @@ def test_the_time_limit(cli, fake):
 def test_ahead(cli, fake, file):
     """With --ahead, a run also delivers what falls due in that time."""
     uri = cli.line("schedule", FOLDER, "+1s", "s3://target/k", file)
-    assert "1 delivered" in cli.line("run", FOLDER, "--ahead", "1m")
+    assert "copied 1 " in cli.line("run", FOLDER, "--ahead", "1m")
     [copy] = [change for change in fake.history if change.action == "copy"]
     assert copy.source == ("events", uri.removeprefix("s3://events/"))
 
@@ -708,9 +689,9 @@ def test_runs_until_a_signal(fake, cli, signum):
     """With --every, it runs again and again; a signal between runs ends it at once, code 0."""
     fake.fill(due=1)
     with Running(fake, "--every", "0.2s") as running:
-        assert "1 delivered" in running.read()
+        assert "copied 1 " in running.read()
         put(fake, f"{LONG_AGO}|target|another")
-        assert "1 delivered" in running.read()
+        assert "copied 1 " in running.read()
         assert running.stop(signum) == (0, "", "")
 
 
@@ -724,7 +705,7 @@ def test_a_loop_is_punctual(fake, cli, file):
         wait_for(lambda: fake.buckets["target"])
         code, out, err = running.stop()
     assert (code, err) == (0, "")
-    assert re.search(r"Z  1 delivered, up to \d+ s late; 0 failed", out)
+    assert re.match(f"{REPORT} 1 .+ failed 0 ", out)
     assert fake.count()["CopyObject"] == 1
 
 
@@ -746,8 +727,8 @@ def test_a_signal_during_a_run(fake, cli, signum, every):
     assert "|nobody|k' failed" in err
     left = {name.split("|")[2] for name in fake.buckets["events"]}
     assert 20 < len(fake.buckets["target"]) < 5000
-    assert f"  {len(fake.buckets['target'])} delivered, " in out
-    assert out.endswith("; 1 failed; more are due\n")
+    assert f"  copied {len(fake.buckets['target'])} " in out
+    assert " failed 1 invalid 0 unfinished 1 " in out
     assert left == {"k", *map(str, range(5000))} - {*fake.buckets["target"]}
 
 
@@ -776,7 +757,7 @@ def test_an_outage_passes(cli, fake):
 
     fake.after = stop
     code, out, err = cli("run", FOLDER, "--every", "0.1")
-    assert (code, out.count("1 delivered")) == (0, 1)
+    assert (code, out.count("copied 1 ")) == (0, 1)
     assert err.count("(RequestTimeTooSkewed)") == 2
     assert err.count("trying again in 0.1 s\n") == 2
     assert err.count("\n") == 2
@@ -810,7 +791,7 @@ def test_credentials_that_cannot_be_had(fake, cli, tmp_path, monkeypatch):
     with Running(fake, "--every", "0.1") as running:
         assert "trying again in 0.1 s" in running.process.stderr.readline()
         provide("2999-01-01T00:00:00Z")
-        assert "1 delivered" in running.read()
+        assert "copied 1 " in running.read()
         assert running.stop()[0] == 0
 
 
@@ -831,7 +812,7 @@ def test_nobody_reads_the_lines_of_a_loop(fake, cli):
     """When its reader goes away, a loop ends in silence as the shell's programs do: 141."""
     fake.fill(due=1)
     with Running(fake, "--every", "0.1") as running:
-        assert "1 delivered" in running.read()
+        assert "copied 1 " in running.read()
         running.process.stdout.close()
         running.process.stdout = None
         put(fake, f"{LONG_AGO}|target|another")
@@ -846,9 +827,9 @@ def test_nobody_reads_the_complaints_of_a_loop(fake, cli):
     with Running(fake, "--every", "0.1", "--retry-for", "9999999d") as running:
         running.process.stderr.close()
         running.process.stderr = None
-        assert "0 delivered; 1 failed" in running.read()
+        assert "copied 0 delivered_before 0 failed 1 " in running.read()
         put(fake, f"{LONG_AGO}|target|k")
-        while "1 delivered" not in running.read():
+        while "copied 1 " not in running.read():
             assert running.process.poll() is None
 
 
@@ -901,10 +882,10 @@ def test_output_that_cannot_be_encoded(fake, cli):
 IN_BUCKET = [
     ["schedule", "s3://{}/later", "+0s", "s3://target/k", os.devnull],
     ["list", "s3://{}/later"],
-    ["cancel", "s3://{}/later", f"{NEW_YEAR}|target|k"],
-    ["reschedule", "s3://{}/later", f"{NEW_YEAR}|target|k", "+1h"],
+    ["cancel", f"s3://{{}}/later/{NEW_YEAR}|target|k"],
+    ["reschedule", f"s3://{{}}/later/{NEW_YEAR}|target|k", "+1h"],
     ["retry", "s3://{}/later"],
-    ["retry", "s3://{}/later", f"{NEW_YEAR}|target|k"],
+    ["retry", f"s3://{{}}/later/{NEW_YEAR}|target|k"],
     ["run", "s3://{}/later"],
 ]
 
@@ -913,7 +894,7 @@ IN_BUCKET = [
 def test_a_missing_bucket(real, arguments):
     """No command takes a missing bucket for an empty one: one line, exit code 2."""
     refusal = real.refusal(*(argument.replace("{}", "there-is-none") for argument in arguments))
-    assert refusal.endswith("create the bucket, or correct its name")
+    assert "(NoSuchBucket)" in refusal
 
 
 def test_a_refused_permission(cli, fake, file):
@@ -924,34 +905,26 @@ def test_a_refused_permission(cli, fake, file):
         ("cancel", f"{FOLDER}/{NEW_YEAR}|target|k"),
         ("run", FOLDER),
     ):
-        assert cli.refusal(*arguments).endswith("to these credentials, or use others")
+        assert "(AccessDenied)" in cli.refusal(*arguments)
 
 
 def test_an_unreachable_endpoint(capsys):
     """An endpoint that does not answer is one line, exit code 2."""
     refusal = Cli(capsys, "http://127.0.0.1:9").refusal("run", FOLDER)
-    assert refusal.endswith("check the network and --endpoint-url")
+    assert refusal.startswith("Could not connect to the endpoint URL")
 
 
 def test_missing_credentials(fresh, monkeypatch):
     """Missing credentials are one line, exit code 2."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert fresh.refusal("run", FOLDER).endswith("choose some with --profile")
+    assert fresh.refusal("run", FOLDER) == "Unable to locate credentials"
 
 
 def test_wrong_credentials(real, bucket, monkeypatch):
     """Credentials that the server does not know are one line, exit code 2."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert "(SignatureDoesNotMatch)" in real.refusal("list", f"s3://{bucket}/later")
-
-
-def test_debug(cli):
-    """--debug shows the traceback, too."""
-    code, _, err = cli("list", "s3://nobody/later", "--debug")
-    assert code == 2
-    assert "Traceback" in err
-    assert err.splitlines()[-1].endswith("create the bucket, or correct its name")
 
 
 def test_an_error_nobody_thought_of(capsys):
