@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import io
 import json
 import logging
@@ -12,8 +10,15 @@ import re
 import signal
 import sys
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -43,7 +48,7 @@ def schedule(options: Namespace) -> None:
         body = file if options.replace or file.seekable() else file.read()
         event = (options.WHEN, *options.TARGET, body)
         name = scheduler.schedule(*event, replace=options.replace, extra_args=extra)
-    _say(_uri(scheduler, name))
+    _say(_uri(scheduler.folder.bucket, name))
 
 
 def list_(options: Namespace) -> None:
@@ -58,14 +63,14 @@ def list_(options: Namespace) -> None:
     else:
         found = map(asdict, scheduler.failed() if options.failed else scheduler.pending(**bounds))
     for fields in found:
-        line = uri = _uri(scheduler, fields["name"])
+        line = uri = _uri(folder.bucket, fields["name"])
         code = {"code": folder.failure_code(fields["name"])} if options.failed else {}
         if options.json:
             line = json.dumps({**fields, **code, "uri": uri}, default=datetime.isoformat)
         elif not (options.uri or options.invalid):
-            line = f"{fields['due']:{_TIME}}  {fields['size']:>14,} B  "
-            line += "".join(f"{each:<20}  " for each in code.values())
-            line += _escape(f"s3://{fields['bucket']}/{fields['key']}")
+            due, size = f"{fields['due']:{_TIME}}", f"{fields['size']:>14,} B"
+            codes = [f"{each:<20}" for each in code.values()]
+            line = "  ".join([due, size, *codes, _uri(fields["bucket"], fields["key"])])
         _say(line, unread=0)
 
 
@@ -89,7 +94,8 @@ def retry(options: Namespace) -> int:
     """Put failed events back, all of a folder or some, and print their URIs."""
     if len(options.EVENT) == 1 and "|" not in options.EVENT[0]:
         scheduler = _open(options)(*_place(options.EVENT[0]))
-        options.EVENT = (_uri(scheduler, event.name) for event in scheduler.failed())
+        bucket = scheduler.folder.bucket
+        options.EVENT = (_uri(bucket, event.name) for event in scheduler.failed())
     return _change(options, lambda scheduler, name: scheduler.retry(name))
 
 
@@ -101,7 +107,7 @@ def _change(options: Namespace, change: Callable[[Scheduler, str], str]) -> int:
         try:
             scheduler, name = _find(uri, open_folder)
             try:
-                _say(_uri(scheduler, change(scheduler, name)))
+                _say(_uri(scheduler.folder.bucket, change(scheduler, name)))
             except Exception:
                 # HEAD does not tell what is missing, or why it is refused; LIST does.
                 scheduler.folder.page(name, limit=1)
@@ -116,7 +122,7 @@ def _find(uri: str, open_folder: Callable[[str, str], Scheduler]) -> tuple[Sched
     bucket, name = _place(re.sub("%(?:[01][0-9A-F]|25|7F)", lambda match: unquote(match[0]), uri))
     # Read from the front, for the key may look like another event's name.
     for slash in re.finditer("/", name):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             scheduler = open_folder(bucket, name[: slash.start()])
             scheduler.folder.parse(name)
             return scheduler, name
@@ -158,11 +164,10 @@ def check(options: Namespace) -> int:
     """Try what the library needs of this store and these credentials, on objects of its own."""
     from .check import Check
 
-    codes = {"weaker": 1, "missing": 2}
-    told = {"ok"}
+    codes = [0]
 
     def tell(status: str, text: str) -> None:
-        told.add(status)
+        codes.append({"weaker": 1, "missing": 2}.get(status, 0))
         as_json = json.dumps({"status": status, "text": text})
         _say(as_json if options.json else f"{status:<8} {text}")
 
@@ -173,7 +178,7 @@ def check(options: Namespace) -> int:
     folder = _open(options)(*options.FOLDER).folder
     _at_signals(interrupt)
     Check(folder, tell).run(options.roles, options.target_buckets or [])
-    return max(codes.get(status, 0) for status in told)
+    return max(codes)
 
 
 def demo(_: Namespace) -> int:
@@ -200,13 +205,9 @@ def _open(options: Namespace) -> Callable[[str, str], Scheduler]:
     return partial(Scheduler, client=client)
 
 
-def _uri(scheduler: Scheduler, name: str) -> str:
-    return _escape(f"s3://{scheduler.folder.bucket}/{name}")
-
-
-def _escape(uri: str) -> str:
+def _uri(bucket: str, key: str) -> str:
     """The URI on one line, whatever the key."""
-    return re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), uri)
+    return re.sub("[%\x00-\x1f\x7f]", lambda match: quote(match[0]), f"s3://{bucket}/{key}")
 
 
 def _say(line: str, unread: int = 141) -> None:
@@ -224,7 +225,7 @@ def _say(line: str, unread: int = 141) -> None:
 
 def _complain(error: object) -> int:
     """Say it on standard error, in one line; returns an exit code."""
-    with contextlib.suppress(AttributeError, OSError):  # nobody reads
+    with suppress(AttributeError, OSError):  # nobody reads
         sys.stderr.write(f"s3-scheduler: {' '.join(str(error).splitlines())}\n")
     return 1 if isinstance(error, AlreadyScheduled | NotScheduled) else 2
 
@@ -277,19 +278,19 @@ _place = _like(
 
 _EXIT_CODES = """\
 exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the last run, or a
-promise is weaker here; 2, it could not be done; 3, its output could not be written; 130 and 141,
-interrupted, or nobody read its output"""
+promise is weaker here; 2, it could not be done; 3, its output could not be written; 130,
+interrupted; 141, nobody read its output"""
 
 
 def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
-    settings = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    settings = ArgumentParser(add_help=False, argument_default=SUPPRESS)
     settings.add_argument("--endpoint-url", metavar="URL", help="of an S3 that is not Amazon's")
     settings.add_argument("--profile", metavar="NAME", help="of your AWS configuration")
     settings.add_argument("--region", metavar="NAME", help="of the folder's bucket")
-    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [settings]}
+    shape: Any = {"formatter_class": RawDescriptionHelpFormatter, "parents": [settings]}
     text = "One-time events in a folder of an S3 bucket: see them, change them, run them."
     parser = ArgumentParser(prog="s3-scheduler", description=text, epilog=_EXIT_CODES, **shape)
-    with contextlib.suppress(metadata.PackageNotFoundError):  # in a mere checkout
+    with suppress(metadata.PackageNotFoundError):  # in a mere checkout
         version = f"%(prog)s {metadata.version('s3-scheduler')}"
         parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -13,11 +13,15 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-_THROTTLED = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "TooManyRequests"}
+# ruff: disable[SIM905] - with a line for each of these words nobody would read on
+_THROTTLED = frozenset(
+    "BandwidthLimitExceeded LimitExceededException ProvisionedThroughputExceededException "
+    "RequestLimitExceeded ServiceUnavailable SlowDown TooManyRequests "
+    "TooManyRequestsException".split()
+)
 
 # Answers of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-# ruff: disable[SIM905] - with a line for each of these words nobody would read on
 _ENVIRONMENT_CODES = frozenset(
     "AccountProblem AuthFailure AuthorizationHeaderMalformed BadDigest CredentialsNotSupported "
     "ExpiredToken ExpiredTokenException IncompleteBody IncompleteSignature InternalError "
