@@ -158,7 +158,6 @@ class Backlog:
         for queue in lane.behind.values():
             queue[:] = [event for event in queue if event.name < first]
         self._waiting -= len(dropped)
-        lane.gaps = {key: name for key, name in lane.gaps.items() if name < first}
         lane.leave_out(first)
 
     def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> None:

@@ -588,6 +588,46 @@ def test_an_end_without_a_page():
     assert not it.unfinished
 
 
+def test_a_page_that_does_not_come_to_what_was_left_out():
+    """The listing goes on behind such a page, and does not read it for ever."""
+    it = filled(*many(102, key="k"))
+    for _ in range(60):
+        deliver(it, *begun(it))
+    after = it.resume_after()
+    assert after == event(101, key="k").name[:-1]
+    give(it, [], after=after, last=f"{after}a")
+    assert it.resume_after() == f"{after}a"
+
+
+def test_the_bucket_with_the_oldest_event_goes_first():
+    """Among buckets that are alike the one whose first event is the oldest goes first."""
+    late_first, early_first = [event(5, "b"), event(6, "b")], [event(1, "a"), event(10, "a")]
+    it = filled(*sorted([*late_first, *early_first], key=lambda each: each.name))
+    assert begun(it) == [early_first[0], late_first[0]]
+
+
+def test_a_bucket_that_was_not_asked_is_not_silent():
+    """A bucket falls silent a second after it was asked, however long ago its last answer is."""
+    it = filled(*many(3), *many(20, "b", start=100), width=1)
+    for each in begun(it):
+        deliver(it, each, 0.1)
+    assert len(begun(it, 100.0)) == 1
+    assert begun(it, 100.9) == []
+    assert len(begun(it, 101.1)) == 1
+
+
+def test_a_success_forgives_an_outage():
+    """After a success only what follows decides whether a bucket that is shut goes on refusing."""
+    it = filled(*many(400), expired=ALL_EXPIRED)
+    (first,) = begun(it)
+    it.failed(first, 0.0)
+    (second,) = begun(it)
+    deliver(it, second)
+    for _ in range(backlog.MAX_REFUSALS):
+        it.failed(it.next(0.0), 0.0, refused=True)
+    assert it.resume_after() is not None
+
+
 def test_held_events_ripen():
     """An event that is not due yet goes when it is, in its turn, even if its page is read again."""
     soon, later = event(10), event(20)
