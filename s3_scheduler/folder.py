@@ -127,10 +127,6 @@ class Folder:
 
     # Names
 
-    def is_failed(self, name: str) -> bool:
-        """Whether the name is in `failed/`."""
-        return name.startswith(self.failed_prefix)
-
     def failed_name(self, name: str, code: str) -> str:
         """Where a failed event goes: it sorts after every due time, so that no run reads it."""
         code = re.sub(r"[^\w.-]+", "-", code)
