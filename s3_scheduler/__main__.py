@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -10,13 +11,7 @@ import re
 import signal
 import sys
 import time
-from argparse import (
-    SUPPRESS,
-    ArgumentParser,
-    ArgumentTypeError,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -68,9 +63,9 @@ def list_(options: Namespace) -> None:
         if options.json:
             line = json.dumps({**fields, **code, "uri": uri}, default=datetime.isoformat)
         elif not (options.uri or options.invalid):
-            due, size = f"{fields['due']:{_TIME}}", f"{fields['size']:>14,} B"
-            codes = [f"{each:<20}" for each in code.values()]
-            line = "  ".join([due, size, *codes, _uri(fields["bucket"], fields["key"])])
+            columns = [f"{fields['due']:{_TIME}}", f"{fields['size']:>14,} B"]
+            columns += [f"{each:<20}" for each in code.values()]
+            line = "  ".join([*columns, _uri(fields["bucket"], fields["key"])])
         _say(line, unread=0)
 
 
@@ -283,11 +278,11 @@ interrupted; 141, nobody read its output"""
 
 
 def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
-    settings = ArgumentParser(add_help=False, argument_default=SUPPRESS)
+    settings = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     settings.add_argument("--endpoint-url", metavar="URL", help="of an S3 that is not Amazon's")
     settings.add_argument("--profile", metavar="NAME", help="of your AWS configuration")
     settings.add_argument("--region", metavar="NAME", help="of the folder's bucket")
-    shape: Any = {"formatter_class": RawDescriptionHelpFormatter, "parents": [settings]}
+    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [settings]}
     text = "One-time events in a folder of an S3 bucket: see them, change them, run them."
     parser = ArgumentParser(prog="s3-scheduler", description=text, epilog=_EXIT_CODES, **shape)
     with suppress(metadata.PackageNotFoundError):  # in a mere checkout
