@@ -13,7 +13,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -166,14 +166,23 @@ def check(options: Namespace) -> int:
         as_json = json.dumps({"status": status, "text": text})
         _say(as_json if options.json else f"{status:<8} {text}")
 
+    stopped: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        stopped.append(number)  # nothing may disturb the cleaning up
+
     def interrupt(*_: object) -> None:
-        _at_signals(lambda *_: None)  # a second signal must not disturb the cleaning up
+        _at_signals(note)
         raise KeyboardInterrupt
 
     folder = _open(options)(*options.FOLDER).folder
     _at_signals(interrupt)
-    Check(folder, tell).run(options.roles, options.target_buckets or [])
-    return max(codes)
+    with closing(Check(folder, tell)) as checking:
+        try:
+            checking.run(options.roles, options.target_buckets or [])
+        finally:
+            _at_signals(note)
+    return 130 if stopped else max(codes)
 
 
 def demo(_: Namespace) -> int:

@@ -27,7 +27,7 @@ class Check:
 
     The status is `ok`, `weaker`, `missing`, `skipped`, `advice`, or `left`: could not be removed.
     Scratch objects are events that no run reads: due at the end of time, or in `failed/`, which is
-    where a runner may write.
+    where a runner may write. `close` removes them.
     """
 
     def __init__(self, folder: Folder, tell: Callable[[str, str], None]) -> None:
@@ -40,27 +40,28 @@ class Check:
         self.here = self.writable = _arn(folder.bucket, f"/{folder.prefix}*")
         self.scratch: list[tuple[str, Callable[[], object]]] = []  # what to remove, and how
 
+    def close(self) -> None:
+        """Remove the scratch objects, and tell which could not be."""
+        left = {}
+        for what, remove in self.scratch:
+            try:
+                remove()
+            except (BotoCoreError, ClientError) as error:
+                left[what] = error
+        for what, why in left.items():
+            self.tell("left", f"{what}, if it is there: {why}")
+
     def run(self, roles: Collection[str], target_buckets: Collection[str]) -> None:
-        """Try what these roles need, and remove the scratch objects again."""
-        try:
-            if "application" in roles:
-                with self._or_tell("missing"):
-                    self._application()
-            if "runner" in roles:
-                self.name = self.folder.failed_name(self.name, "check")
-                self.writable = _arn(self.folder.bucket, f"/{self.folder.failed_prefix}*")
-                with self._or_tell("missing"):
-                    self._runner(target_buckets)
-            self._versions()
-        finally:
-            left = {}
-            for what, remove in self.scratch:
-                try:
-                    remove()
-                except (BotoCoreError, ClientError) as error:
-                    left[what] = error
-            for what, why in left.items():
-                self.tell("left", f"{what}, if it is there: {why}")
+        """Try what these roles need, which makes scratch objects."""
+        if "application" in roles:
+            with self._or_tell("missing"):
+                self._application()
+        if "runner" in roles:
+            self.name = self.folder.failed_name(self.name, "check")
+            self.writable = _arn(self.folder.bucket, f"/{self.folder.failed_prefix}*")
+            with self._or_tell("missing"):
+                self._runner(target_buckets)
+        self._versions()
 
     def _application(self) -> None:
         folder = self.folder

@@ -6,6 +6,7 @@ Nothing, but what it says it leaves.
 import json
 import os
 import signal
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def check(server, roles=ROLES, targets=("shop-emails",), bucket="my-bucket", **c
     """The lines of a check: pairs of a status and a text."""
     lines = []
     client = server.client(**config)
-    Check(Folder(bucket, "later", client), lambda *line: lines.append(line)).run(roles, targets)
+    checked = Folder(bucket, "later", client)
+    with closing(Check(checked, lambda *line: lines.append(line))) as checking:
+        checking.run(roles, targets)
     return lines
 
 
@@ -355,7 +358,9 @@ def test_an_access_point(s3):
     lines = []
     client = s3.client()
     client.meta.events.register("before-parameter-build.s3.CopyObject", refuse)
-    Check(Folder("my-bucket", "later", client), lambda *line: lines.append(line)).run(ROLES, [arn])
+    checked = Folder("my-bucket", "later", client)
+    with closing(Check(checked, lambda *line: lines.append(line))) as checking:
+        checking.run(ROLES, [arn])
     assert of(lines, "missing") == [f"the permission s3:PutObject on {arn}/object/*"]
     assert not of(lines, "left")
 
@@ -435,7 +440,7 @@ def handlers():
 
 @pytest.mark.skipif(not POSIX, reason="signals as POSIX has them")
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("at", [*range(1, 50, 6), "Abort"])
+@pytest.mark.parametrize("at", [*range(1, 61, 5), "Abort"])
 def test_an_interrupted_check(s3, capsys, at):
     """Ctrl-C or SIGTERM at any moment: silence, exit code 130, and nothing is left behind."""
     count = iter(range(1, 1000))
