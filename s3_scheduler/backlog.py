@@ -35,9 +35,8 @@ class _Lane:
     bucket: str
     ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
     behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key that is at work
+    waiting: int = 0  # events in `ready` and `behind`
     blocked: set[int] = field(default_factory=set)  # hashes of keys that an event stays for
-    # The first name left out for want of room, of a key, or of all keys under "".
-    gaps: dict[str, str] = field(default_factory=dict)
 
     in_flight: int = 0
     window: float = 1
@@ -51,15 +50,8 @@ class _Lane:
     unanswered: int = 0
     shut: bool = False
 
-    @property
-    def waiting(self) -> int:
-        return len(self.ready) + sum(map(len, self.behind.values()))
-
     def is_silent(self, now: float) -> bool:
         return self.in_flight > 0 and now - (self.heard or 0) > SILENCE
-
-    def leave_out(self, name: str, key: str = "") -> None:
-        self.gaps[key] = min(name, self.gaps.get(key, name))
 
 
 class Backlog:
@@ -77,6 +69,8 @@ class Backlog:
         self.surveyed = False  # the listing came to its end once: what is read again was left out
         self._lanes: dict[str, _Lane] = {}
         self._active: dict[str, _Lane] = {}  # with copies in flight
+        # Where there was no room: the first name left out, of a target or, without key, a bucket.
+        self._gaps: dict[tuple[str, str], str] = {}
         self._position = ""  # after which the listing goes on
         self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
         self._future: deque[Event] = deque()  # not due yet, in the order of their names
@@ -91,8 +85,7 @@ class Backlog:
     def unfinished(self) -> bool:
         """Due events are left for the next run."""
         unread = not (self.surveyed or self._future)  # what follows one not due is not due, either
-        gaps = any(lane.gaps for lane in self._lanes.values())
-        return gaps or self._skipped or self._waiting > 0 or unread
+        return bool(self._gaps) or self._skipped or self._waiting > 0 or unread
 
     # Reading: which names the listing is to give next
 
@@ -112,22 +105,18 @@ class Backlog:
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
-        gaps = (
-            (lane.shut, name)
-            for lane in self._lanes.values()
-            for key, name in lane.gaps.items()
-            if self._resumes(lane, key)
-        )
+        gaps = ((self._lanes[s[0]].shut, n) for s, n in self._gaps.items() if self._resumes(*s))
         return min(gaps, default=(False, ""))[1][:-1] or None
 
-    def _resumes(self, lane: _Lane, key: str) -> bool:
+    def _resumes(self, bucket: str, key: str) -> bool:
         """Whether there is room again for what was left out, and it may go."""
+        lane = self._lanes[bucket]
         if key:
             few = len(lane.behind.get(key, ())) < MAX_FOR_ONE_TARGET // 2
-            return few and not lane.shut and "" not in lane.gaps
+            return few and not lane.shut and (bucket, "") not in self._gaps
         # For a slow lane no other is made to leave room, or they would take turns for ever.
         has_room = lane.prompt or len(self) < MAX_BACKLOG
-        may_go = not lane.shut or self._drains(lane, lane.gaps[key])
+        may_go = not lane.shut or self._drains(lane, self._gaps[bucket, key])
         return has_room and may_go and lane.waiting < MAX_FOR_ONE_TARGET // 2
 
     def _drains(self, lane: _Lane, name: str) -> bool:
@@ -157,8 +146,15 @@ class Backlog:
         heapq.heapify(lane.ready)
         for queue in lane.behind.values():
             queue[:] = [event for event in queue if event.name < first]
-        self._waiting -= len(dropped)
-        lane.leave_out(first)
+        self._count(lane, -len(dropped))
+        self._leave_out(first, lane.bucket)
+
+    def _count(self, lane: _Lane, change: int) -> None:
+        lane.waiting += change
+        self._waiting += change
+
+    def _leave_out(self, name: str, bucket: str, key: str = "") -> None:
+        self._gaps[bucket, key] = min(name, self._gaps.get((bucket, key), name))
 
     def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> None:
         """Take the names after `after` up to `last`; None: to the end.
@@ -166,11 +162,10 @@ class Backlog:
         What does not sort before `due` is not due yet, and held until `ripen`.
         """
         resumed = {}
-        for lane in self._lanes.values() if self.surveyed else ():
-            for key, first in list(lane.gaps.items()):
-                reached = last is None or first <= last or first[:-1] == after
-                if after < first and reached and self._resumes(lane, key):
-                    resumed[lane.bucket, key] = lane.gaps.pop(key)
+        for scope, first in list(self._gaps.items()) if self.surveyed else ():
+            reached = last is None or first <= last or first[:-1] == after
+            if after < first and reached and self._resumes(*scope):
+                resumed[scope] = self._gaps.pop(scope)
         for event in events:
             left_out = resumed.get((event.bucket, event.key)) or resumed.get((event.bucket, ""))
             # In a page that is read again only what was left out is new.
@@ -183,20 +178,20 @@ class Backlog:
             self.surveyed = True
             return
         self._position = last
-        for bucket, key in resumed:
-            self._lanes[bucket].leave_out(f"{last}\0", key)
+        for scope in resumed:
+            self._leave_out(f"{last}\0", *scope)
 
     def _accept(self, event: Event) -> None:
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
         behind = lane.behind.get(event.key)
         if hash(event.key) in lane.blocked:
             self._skipped = True
-        elif "" in lane.gaps or (lane.shut and not self._drains(lane, event.name)):
-            lane.leave_out(event.name)
-        elif event.key in lane.gaps or len(behind or ()) >= MAX_FOR_ONE_TARGET:
-            lane.leave_out(event.name, event.key)
+        elif (event.bucket, "") in self._gaps or (lane.shut and not self._drains(lane, event.name)):
+            self._leave_out(event.name, event.bucket)
+        elif (event.bucket, event.key) in self._gaps or len(behind or ()) >= MAX_FOR_ONE_TARGET:
+            self._leave_out(event.name, event.bucket, event.key)
         else:
-            self._waiting += 1
+            self._count(lane, 1)
             if behind is not None:
                 behind.append(event)
             else:
@@ -273,7 +268,7 @@ class Backlog:
             heapq.heapify(lane.ready)
         else:
             event = heapq.heappop(lane.ready)[1]
-        self._waiting -= 1
+        self._count(lane, -1)
         return event
 
     def delivered(self, event: Event, now: float, seconds: float) -> None:
@@ -341,7 +336,7 @@ class Backlog:
     def again(self, event: Event) -> None:
         """An event that was begun waits again, as the first for its target."""
         lane = self._lanes[event.bucket]
-        self._waiting += 1
+        self._count(lane, 1)
         self._make_ready(lane, event)
         self._enter(lane)
 
@@ -358,7 +353,7 @@ class Backlog:
         lane = self._lanes[event.bucket]
         behind = lane.behind.pop(event.key)
         self._skipped |= bool(behind)
-        self._waiting -= len(behind)
+        self._count(lane, -len(behind))
         lane.blocked.add(hash(event.key))
         self._blocked += 1
         if self._blocked > MAX_BLOCKED:

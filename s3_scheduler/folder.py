@@ -152,8 +152,10 @@ class Folder:
 
     def page(self, after: str, before: str = "", *, limit: int = PAGE, prefix: str = "") -> Page:
         """The names after `after` and, if given, before `before`, in order, `limit` at most."""
+        prefix = prefix or self.prefix
+        after = after or prefix
         answer = self.client.list_objects_v2(
-            Bucket=self.bucket, Prefix=prefix or self.prefix, StartAfter=after, MaxKeys=limit
+            Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=limit
         )
         if "IsTruncated" not in answer or (answer["IsTruncated"] and "Contents" not in answer):
             raise UnconfirmedAnswer(f"S3 answered 200 and did not list s3://{self.bucket}/{after}")

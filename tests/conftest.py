@@ -1,5 +1,6 @@
 """What every test gets: no way to a real account, and servers that behave like S3."""
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from support.buckets import emptied  # noqa: E402
 
 if TYPE_CHECKING:
     from support.fakes3 import FakeS3
+
+# Or the tests would spend a sixth of their time on looking for garbage.
+gc.set_threshold(20_000)
 
 # Derandomized, so that a run fails for a change in the code and for nothing else;
 # `--hypothesis-profile=explore` goes looking for new examples. A slow machine is no failure.

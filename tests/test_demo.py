@@ -218,6 +218,7 @@ def test_a_missing_extra_takes_one_line(env, python_without_demo):
     assert files_in(env) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_has_the_last_word(env, python_without_demo, tmp_path):
     """What SeaweedFS wrote before it died is shown."""
     weed = tmp_path / "weed"

@@ -404,7 +404,7 @@ def test_interleaving():
     targets see due order, and the last content ends on top. What was cancelled before its time
     never arrives. What was replaced in mid-run arrives in the same run.
     """
-    interleave(Interleaving, 15, 15)
+    interleave(Interleaving, 5, 15)
 
 
 @needs_once

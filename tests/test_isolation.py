@@ -199,7 +199,7 @@ def test_healthy_events_come_before_quarantine(folder):
     assert len(before) <= len(folder.requests("CopyObject", "bad")) / 4
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_every_second_key_is_refused(folder, count):
     """The keys of a bucket that are denied, every second one, do not stop the others."""
     names = folder.put_many(count, "bad")

@@ -59,16 +59,16 @@ def codes(report):
 )
 def test_unconfirmed_copy(folder, fault):
     """The original is deleted only after S3 confirmed its copy; without, it stays and is tried."""
-    names = [folder.put(60 - i, f"k{i}") for i in range(30)]
+    names = [folder.put(60 - i, f"k{i}") for i in range(9)]
     unlucky = names[::3]
     folder.s3.fault = only("CopyObject", fault, *unlucky)
     report = folder.run(retry_for=None)
     assert folder.waiting == unlucky
-    assert (report.copied, report.failed) == (20, 10)
+    assert (report.copied, report.failed) == (6, 3)
     folder.s3.fault = lambda request: None
-    assert folder.run().copied == 10
+    assert folder.run().copied == 3
     assert folder.waiting == []
-    assert len(folder.arrived) == 30
+    assert len(folder.arrived) == 9
     assert lost(folder.s3.history) == []
 
 
@@ -266,10 +266,10 @@ def test_nobody_is_delivered_twice_for_a_busy_delete(folder):
 )
 def test_a_store_without_delete_objects(folder, fault):
     """Where DeleteObjects is refused as a whole, events are deleted one by one."""
-    folder.s3.fill(due=120)
+    folder.s3.fill(due=60)
     folder.s3.fault = only("DeleteObjects", fault)
     report = folder.run(now=None)
-    assert (report.copied, report.failed, report.unfinished) == (120, 0, False)
+    assert (report.copied, report.failed, report.unfinished) == (60, 0, False)
     assert folder.waiting == []
     assert folder.s3.count()["DeleteObjects"] <= 3
 

@@ -300,8 +300,15 @@ def test_policies_with_once(fake, callers):
     assert superfluous(more, runner.needs) == set()
 
 
-@pytest.mark.parametrize("once", [False, pytest.param(True, marks=needs_once)])
-@pytest.mark.parametrize("tags", [False, True])
+@pytest.mark.parametrize(
+    ("tags", "once"),
+    [
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=[needs_once, pytest.mark.slow]),
+        pytest.param(True, True, marks=needs_once),
+    ],
+)
 def test_policies_for_large_objects(fake, callers, tags, once):
     """Likewise for objects that are copied in parts: delivered, refused, or moved."""
     application, runner = callers

@@ -1,6 +1,7 @@
 """What an application does: schedule, cancel, reschedule, retry, and see what is there."""
 
 import io
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -1277,7 +1278,7 @@ def test_pending_is_lazy(s3, scheduler):
 def test_pending_reads_no_page_beyond_its_bounds(s3, scheduler):
     """`after` begins at its moment, and `before` ends at its: what lies beyond is not read."""
     s3.fill(waiting=2200)
-    moments = [event.due for event in scheduler.pending()]
+    moments = [event.due for event in itertools.islice(scheduler.pending(), 1151)]
     s3.log.clear()
     assert len(list(scheduler.pending(after=moments[1100], before=moments[1150]))) == 50
     assert len(s3.log) == 1
