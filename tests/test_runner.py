@@ -194,9 +194,7 @@ def test_odd_keys(world, key):
 
 @given(
     st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
-        st.binary(),
-        min_size=1,
+        st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), st.binary(), min_size=1
     )
 )
 @settings(max_examples=15)
