@@ -167,7 +167,7 @@ def test_late_first_attempt(fake):
     with opened(fake, retries=retries, read_timeout=2) as folder:
         folder.put(60)
         # The original is still there when it acts.
-        fake.fault = any_of(on("CopyObject", Delay(0.6)), always("DeleteObjects", DENIED))
+        fake.fault = any_of(on("CopyObject", Delay(4)), always("DeleteObjects", DENIED))
         folder.run(once=True)
         while None in (attempts := {copy.status for copy in folder.requests("CopyObject")}):
             time.sleep(0.01)
