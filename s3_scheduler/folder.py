@@ -153,7 +153,7 @@ class Folder:
     def page(self, after: str, before: str = "", *, limit: int = PAGE, prefix: str = "") -> Page:
         """The names after `after` and, if given, before `before`, in order, `limit` at most."""
         prefix = prefix or self.prefix
-        after = after or prefix
+        after = after or prefix  # after what consoles make for the folder itself
         answer = self.client.list_objects_v2(
             Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=limit
         )
@@ -169,8 +169,7 @@ class Folder:
             try:
                 events.append(Event(*self.parse(name), name, entry["Size"], entry["ETag"]))
             except InvalidEvent:
-                if name != self.prefix:  # consoles make an object for the folder itself
-                    invalid.append(name)
+                invalid.append(name)
         return Page(events, invalid, name if answer["IsTruncated"] else None)
 
     def pages(self, after: str = "", before: str = "", prefix: str = "") -> Iterator[Page]:

@@ -10,7 +10,14 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from s3_scheduler import Event, backlog
 from s3_scheduler.backlog import Backlog
@@ -990,10 +997,16 @@ class AnyInterleaving(RuleBasedStateMachine):
             assert waiting == []
 
 
-class TestFewInterleavings(AnyInterleaving.TestCase):
-    settings = settings(max_examples=10, stateful_step_count=40)
+def test_few_interleavings():
+    """Whatever comes and fails in whatever order, every rule holds, and nothing is forgotten."""
+    run_state_machine_as_test(
+        AnyInterleaving, settings=settings(max_examples=10, stateful_step_count=40)
+    )
 
 
 @pytest.mark.slow
-class TestAnyInterleaving(AnyInterleaving.TestCase):
-    settings = settings(max_examples=300, stateful_step_count=40)
+def test_any_interleaving():
+    """So it is in as many orders as there is time for."""
+    run_state_machine_as_test(
+        AnyInterleaving, settings=settings(max_examples=300, stateful_step_count=40)
+    )
