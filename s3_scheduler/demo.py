@@ -11,9 +11,8 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from subprocess import PIPE, Popen
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import boto3
 from botocore.config import Config
@@ -93,8 +92,7 @@ def _tell(s3: Endpoint) -> None:
             _say(f"\n{code[2:]}\n")
         else:
             _say(">>> " + code.replace("\n", "\n... "))
-            # "single" shows what it gives, as Python's own prompt does.
-            exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - what is shown is done
+            exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - as Python's prompt does
 
 
 def _say(*words: object) -> None:
@@ -114,29 +112,32 @@ def seaweedfs() -> Iterator[Endpoint]:
     for _ in range(3):  # it ends at once if one of its ports is taken
         port = 10_000 + 10 * secrets.randbelow(1_000)
         endpoint = Endpoint(f"http://127.0.0.1:{port}", secrets.token_hex(8), secrets.token_hex(16))
-        with tempfile.TemporaryDirectory(prefix="s3-demo-") as directory:
-            process = _launch(endpoint, port, Path(directory))
+        with tempfile.TemporaryDirectory(prefix="s3-demo-") as cwd, tempfile.TemporaryFile() as log:
+            process = _launch(endpoint, port, cwd, log)
             try:
                 if _is_ready(endpoint, process):
                     yield endpoint
                     return
-                log = Path(directory, "weed.log").read_text(errors="replace")
+                log.seek(0)
+                words = log.read().decode(errors="replace")[-500:]
             finally:
-                process.kill()
-                process.communicate()  # until its files are removed, too
-    raise RuntimeError(f"SeaweedFS did not start; its last words: {log[-500:]}")
+                if sys.platform == "win32":
+                    process.kill()
+                process.communicate()  # closes its standard input, and waits
+    raise RuntimeError(f"SeaweedFS did not start; its last words: {words}")
 
 
-# Whenever and however this process ends, its end of the pipe on standard input closes. Standard
-# output closes when all is done. SeaweedFS has its sockets in /tmp, whatever TMPDIR says.
+# Whenever and however this process ends, its end of the pipe on standard input closes. SeaweedFS
+# has its sockets in /tmp, whatever TMPDIR says, and may make one until it is really gone.
 _RUN_UNTIL_STDIN_CLOSES = """
 exec 3<&0
-(read -r _ <&3; kill -9 $$; rm -rf "$0" /tmp/seaweedfs-*[12]%s?.sock) 2>/dev/null &
-exec "$@" 3<&- </dev/null >&2
+"$@" 3<&- </dev/null >&2 & weed=$!
+(read -r _ <&3; kill -9 $weed) &
+wait $weed; kill $!; rm -rf "$0" /tmp/seaweedfs-*[12]%s?.sock
 """
 
 
-def _launch(endpoint: Endpoint, port: int, cwd: Path) -> Popen[bytes]:
+def _launch(endpoint: Endpoint, port: int, cwd: str, log: IO[bytes]) -> Popen[bytes]:
     """Start it on five ports from `port`, a multiple of ten, and for gRPC on those 10,000 above."""
     weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if not weed:
@@ -147,14 +148,13 @@ def _launch(endpoint: Endpoint, port: int, cwd: Path) -> Popen[bytes]:
         argv += [f"-{name}.port={number}", f"-{name}.port.grpc={number + 10_000}"]
     if sys.platform != "win32":
         script = _RUN_UNTIL_STDIN_CLOSES % str(port)[1:4]
-        argv = ["/bin/sh", "-c", script, str(cwd), *argv]
+        argv = ["/bin/sh", "-c", script, cwd, *argv]
     # Nothing of the user's environment but what Windows needs for a network.
     env = {"AWS_ACCESS_KEY_ID": endpoint.access_key, "AWS_SECRET_ACCESS_KEY": endpoint.secret_key}
     env |= {"TMPDIR": ".", "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")}
-    with (cwd / "weed.log").open("wb") as log:
-        return Popen(  # noqa: S603 - in a session of its own, so that a Ctrl-C is for the demo
-            argv, cwd=cwd, env=env, stdin=PIPE, stdout=PIPE, stderr=log, start_new_session=True
-        )
+    return Popen(  # noqa: S603 - in a session of its own, so that a Ctrl-C is for the demo
+        argv, cwd=cwd, env=env, stdin=PIPE, stdout=PIPE, stderr=log, start_new_session=True
+    )
 
 
 def _is_ready(endpoint: Endpoint, process: Popen[bytes]) -> bool:
