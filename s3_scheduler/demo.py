@@ -130,7 +130,7 @@ def seaweedfs() -> Iterator[Endpoint]:
 # Whenever and however this process ends, its end of the pipe on standard input closes. SeaweedFS
 # has its sockets in /tmp, whatever TMPDIR says, and may make one until it is really gone.
 _RUN_UNTIL_STDIN_CLOSES = """
-exec 3<&0
+exec 3<&0; trap "" HUP INT TERM
 "$@" 3<&- </dev/null >&2 & weed=$!
 (read -r _ <&3; kill -9 $weed) &
 wait $weed; kill $!; rm -rf "$0" /tmp/seaweedfs-*[12]%s?.sock
