@@ -153,7 +153,7 @@ class Folder:
     def page(self, after: str, before: str = "", *, limit: int = PAGE, prefix: str = "") -> Page:
         """The names after `after` and, if given, before `before`, in order, `limit` at most."""
         prefix = prefix or self.prefix
-        after = after or prefix  # after what consoles make for the folder itself
+        after = after or prefix  # which skips the object that consoles make for the folder itself
         answer = self.client.list_objects_v2(
             Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=limit
         )
