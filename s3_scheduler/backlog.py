@@ -1,11 +1,8 @@
 """Which event may be copied next. Pure: no I/O, no clock, no threads.
 
-Events wait in a lane for each target bucket. A lane has a congestion window: how many of its copies
-may be in flight. It starts at one, grows with each success, and is halved when S3 throttles; after
-a number of failures in a row the lane is shut for the rest of the run. So a bucket that is sick, in
-whatever way, risks a handful of events and a connection or two, and all others go on.
-
-In a lane, an event may go only when the one before it, for the same key, has left the folder.
+Events wait in a lane for each target bucket, as many of which may go as its congestion window
+allows. In a lane, an event may go only when the one before it, for the same key, has left the
+folder.
 
 Times are seconds of any clock that only goes forward.
 """
@@ -17,15 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .names import Event
+from .window import Window
 
 MAX_BACKLOG = 1_000  # events read and not begun at which a run reads no more of them
 MAX_FOR_ONE_TARGET = 100  # events that wait behind another for the same bucket and key
-MAX_FAILURES = 8  # in a row, that shut a lane which has delivered nothing in this run
-MAX_REFUSALS = 100  # the same for a lane which has: some keys may be denied, and others not
-MAX_UNANSWERED = 100  # copies to one bucket that S3 never answered: they may be delivered twice
 MAX_BLOCKED = 10_000  # targets remembered because an event stays; beyond, their lanes are shut
-PROMPT = 0.25  # seconds within which a bucket answers that is worth waiting for before reading on
-SILENCE = 1.0  # seconds without an answer after which a bucket's copies use up no more width
 
 
 @dataclass(slots=True)
@@ -33,25 +26,11 @@ class _Lane:
     """The events for one target bucket."""
 
     bucket: str
+    window: Window
     ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
     behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key that is at work
     waiting: int = 0  # events in `ready` and `behind`
     blocked: set[int] = field(default_factory=set)  # hashes of keys that an event stays for
-
-    in_flight: int = 0
-    window: float = 1
-    throttled: bool = False  # ever in this run
-    halved: float = -1  # when the window was last halved
-    heard: float | None = None  # when it last answered, or was first asked
-    prompt: bool = False  # its last answer was a quick success
-    delivered: bool = False  # ever in this run
-    failures: int = 0  # in a row
-    refused: bool = True  # all of these were refusals of the event, not outages
-    unanswered: int = 0
-    shut: bool = False
-
-    def is_silent(self, now: float) -> bool:
-        return self.in_flight > 0 and now - (self.heard or 0) > SILENCE
 
 
 class Backlog:
@@ -68,7 +47,7 @@ class Backlog:
         self.in_flight = 0
         self.surveyed = False  # the listing came to its end once: what is read again was left out
         self._lanes: dict[str, _Lane] = {}
-        self._active: dict[str, _Lane] = {}  # with copies in flight
+        self._active: dict[str, Window] = {}  # with copies in flight
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
         self._position = ""  # after which the listing goes on
@@ -92,41 +71,43 @@ class Backlog:
     def read_after(self) -> str | None:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
         if self.surveyed:
-            wanted = self.resume_after() is not None and self._has_room()
-            return self.resume_after() if wanted else None
+            after = self.resume_after()
+            return after if after and self._has_room() else None
         # Only buckets that answer quickly count: behind the events of all others there may be some
         # for a bucket that is well.
         supply = len(self._future)
         for lane in self._lanes.values():
             if supply >= 4 * self.width:
                 break
-            supply += len(lane.ready) if lane.prompt else 0
+            supply += len(lane.ready) if lane.window.prompt else 0
         return self._position if supply < 4 * self.width and self._has_room() else None
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
-        gaps = ((self._lanes[s[0]].shut, n) for s, n in self._gaps.items() if self._resumes(*s))
-        return min(gaps, default=(False, ""))[1][:-1] or None
+        resumed = [scope for scope in self._gaps if self._resumes(*scope)]
+        ranks = [(self._lanes[scope[0]].window.shut, self._gaps[scope]) for scope in resumed]
+        return min(ranks)[1][:-1] if ranks else None
 
     def _resumes(self, bucket: str, key: str) -> bool:
         """Whether there is room again for what was left out, and it may go."""
         lane = self._lanes[bucket]
         if key:
             few = len(lane.behind.get(key, ())) < MAX_FOR_ONE_TARGET // 2
-            return few and not lane.shut and (bucket, "") not in self._gaps
+            return few and not lane.window.shut and (bucket, "") not in self._gaps
         # For a slow lane no other is made to leave room, or they would take turns for ever.
-        has_room = lane.prompt or len(self) < MAX_BACKLOG
-        may_go = not lane.shut or self._drains(lane, self._gaps[bucket, key])
-        return has_room and may_go and lane.waiting < MAX_FOR_ONE_TARGET // 2
+        has_room = lane.window.prompt or len(self) < MAX_BACKLOG
+        few = lane.waiting < MAX_FOR_ONE_TARGET // 2
+        return has_room and few and self._may_go(lane, self._gaps[bucket, key])
 
-    def _drains(self, lane: _Lane, name: str) -> bool:
-        """What is refused may go on, though the lane is shut, to be quarantined."""
-        return self.surveyed and lane.refused and name < self.expired
+    def _may_go(self, lane: _Lane, name: str) -> bool:
+        """Its window is not shut, or the event is refused and may go on to be quarantined."""
+        drains = self.surveyed and lane.window.refused and name < self.expired
+        return drains or not lane.window.shut
 
     def _has_room(self) -> bool:
         """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
         if len(self) >= MAX_BACKLOG:
-            slow = [lane for lane in self._lanes.values() if not lane.prompt]
+            slow = [lane for lane in self._lanes.values() if not lane.window.prompt]
             if lane := max(slow, key=lambda lane: lane.waiting, default=None):
                 self._forget(lane, lane.waiting // 2)
         return len(self) < MAX_BACKLOG
@@ -182,11 +163,11 @@ class Backlog:
             self._leave_out(f"{last}\0", *scope)
 
     def _accept(self, event: Event) -> None:
-        lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket))
+        lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket, Window(self.width)))
         behind = lane.behind.get(event.key)
         if hash(event.key) in lane.blocked:
             self._skipped = True
-        elif (event.bucket, "") in self._gaps or (lane.shut and not self._drains(lane, event.name)):
+        elif (event.bucket, "") in self._gaps or not self._may_go(lane, event.name):
             self._leave_out(event.name, event.bucket)
         elif (event.bucket, event.key) in self._gaps or len(behind or ()) >= MAX_FOR_ONE_TARGET:
             self._leave_out(event.name, event.bucket, event.key)
@@ -221,11 +202,9 @@ class Backlog:
             lane = self._lanes[rank[-1]]
             actual = self._rank(lane, now)
             if actual == rank:
-                if not lane.in_flight:
-                    lane.heard = now
-                lane.in_flight += 1
+                lane.window.begin(now)
                 self.in_flight += 1
-                self._active[lane.bucket] = lane
+                self._active[lane.bucket] = lane.window
                 event = self._take(lane)
                 self._enter(lane)
                 return event
@@ -237,18 +216,18 @@ class Backlog:
         """Copies in flight, without those for silent buckets, up to another width of them."""
         if self.in_flight < self.width:
             return self.in_flight
-        silent = sum(e.in_flight for e in self._active.values() if e.is_silent(now))
+        silent = sum(w.in_flight for w in self._active.values() if w.is_silent(now))
         return self.in_flight - min(silent, self.width)
 
     def _rank(self, lane: _Lane, now: float = 0) -> tuple[int, int, str, str] | None:
-        if not lane.ready or lane.in_flight >= int(lane.window):
+        if not lane.ready or not lane.window.is_open:
             return None
-        name = lane.ready[0][0]
-        if lane.shut:
-            return (3, lane.in_flight, name, lane.bucket) if self._drains(lane, name) else None
-        new = lane.heard is None
-        order = 0 if lane.prompt and not lane.is_silent(now) else 1 if new else 2
-        return order, lane.in_flight, name, lane.bucket
+        window, name = lane.window, lane.ready[0][0]
+        if not self._may_go(lane, name):
+            return None
+        quick, new = window.prompt and not window.is_silent(now), window.heard is None
+        order = 3 if window.shut else 0 if quick else 1 if new else 2
+        return order, window.in_flight, name, lane.bucket
 
     def _enter(self, lane: _Lane) -> None:
         """Let the lane go next when it ranks first."""
@@ -260,7 +239,7 @@ class Backlog:
                 heapq.heappush(self._order, rank)
 
     def _take(self, lane: _Lane) -> Event:
-        if lane.failures and not lane.shut:
+        if lane.window.failures and not lane.window.shut:
             # The oldest may all be of one prefix that fails, so others have a chance, too.
             index = random.randrange(len(lane.ready))  # noqa: S311 - nothing secret
             lane.ready[0], lane.ready[index] = lane.ready[index], lane.ready[0]
@@ -274,10 +253,7 @@ class Backlog:
     def delivered(self, event: Event, now: float, seconds: float) -> None:
         """The copy is confirmed, after so many seconds; `release` or `block` follows."""
         lane = self._answered(event, now)
-        lane.failures, lane.delivered, lane.prompt = 0, True, seconds < PROMPT
-        if lane.unanswered < MAX_UNANSWERED:
-            lane.refused, lane.shut = True, False
-        self._grow(lane)
+        lane.window.succeed(seconds)
         self._enter(lane)
 
     def passed_over(self, event: Event, now: float, *, left: bool) -> None:
@@ -297,21 +273,11 @@ class Backlog:
     ) -> None:
         """The copy failed: S3 refused the event, or never answered, or its bucket is healthy."""
         lane = self._answered(event, now)
-        lane.prompt = False
-        lane.failures += 1
-        lane.unanswered += unanswered
-        lane.refused = lane.refused and refused
-        lane.delivered |= healthy
-        if quarantined or healthy:
-            self._grow(lane)
-        if quarantined:
-            if lane.shut:
-                lane.failures = 0  # it is what it goes on for
-            self.release(event)
-        else:
-            self.block(event)
-        limit = MAX_REFUSALS if lane.delivered else MAX_FAILURES
-        if lane.failures >= limit or lane.unanswered >= MAX_UNANSWERED:
+        shuts = lane.window.fail(
+            refused=refused, unanswered=unanswered, quarantined=quarantined, healthy=healthy
+        )
+        (self.release if quarantined else self.block)(event)
+        if shuts:
             self._shut(lane)
         self._enter(lane)
 
@@ -321,12 +287,7 @@ class Backlog:
         Returns whether it does: then the event has failed.
         """
         lane = self._answered(event, now)
-        lane.prompt = False
-        if began > lane.halved:  # not one more answer to what was sent before
-            lane.halved, lane.throttled, lane.refused = now, True, False
-            lane.window = max(1, lane.window / 2)
-            lane.failures += 1
-        if lane.failures < MAX_FAILURES:
+        if not lane.window.throttle(now, began):
             self.again(event)
             return False
         self.block(event)
@@ -365,17 +326,11 @@ class Backlog:
 
     def _answered(self, event: Event, now: float) -> _Lane:
         lane = self._lanes[event.bucket]
-        lane.in_flight -= 1
+        lane.window.end(now)
         self.in_flight -= 1
-        lane.heard = now
-        if not lane.in_flight:
+        if not lane.window.in_flight:
             del self._active[lane.bucket]
         return lane
-
-    def _grow(self, lane: _Lane) -> None:
-        # Double each round trip, as TCP does; after congestion add one each round trip.
-        step = 1 / lane.window if lane.throttled else 1
-        lane.window = min(self.width, lane.window + step)
 
     def _make_ready(self, lane: _Lane, event: Event) -> None:
         heapq.heappush(lane.ready, (event.name, event))
@@ -383,7 +338,5 @@ class Backlog:
             self._enter(lane)
 
     def _shut(self, lane: _Lane) -> None:
-        if lane.shut:  # what it refuses cannot be quarantined, either
-            lane.refused = False
-        lane.shut, lane.window, lane.failures = True, 1, 0
+        lane.window.close()
         self._forget(lane)

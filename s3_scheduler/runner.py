@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
-from .backlog import SILENCE, Backlog
+from .backlog import Backlog
 from .delivery import Copied, Delivery, Outcome
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
 from .report import Failure, Report, Tally
 from .scheduler import Scheduler
 from .unconfirmed import Unconfirmed
+from .window import SILENCE
 
 T = TypeVar("T")
 

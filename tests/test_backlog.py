@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from s3_scheduler import Event, backlog
+from s3_scheduler import Event, backlog, window
 from s3_scheduler.backlog import Backlog
 
 START = datetime(2030, 1, 31, tzinfo=timezone.utc)
@@ -119,7 +119,7 @@ def test_throttled_time_after_time():
     """A bucket that only throttles, eight rounds in a row, is shut; then the last event failed."""
     it = filled(*many(20))
     answers = []
-    for now in range(backlog.MAX_FAILURES):
+    for now in range(window.MAX_FAILURES):
         (going,) = begun(it, now)
         answers.append(it.throttled(going, now + 0.5, began=now))
     assert answers == [False] * 7 + [True]
@@ -186,7 +186,7 @@ def test_failures_in_a_row_shut_a_bucket(unanswered):
         assert len(going) == 1
         it.failed(going[0], 1.0, unanswered=unanswered)
         failed += 1
-    assert failed == backlog.MAX_FAILURES == 8
+    assert failed == window.MAX_FAILURES == 8
     assert (len(it), it.unfinished, it.resume_after()) == (0, True, None)
 
 
@@ -212,7 +212,7 @@ def test_a_bucket_that_falls_sick():
         for each in going:
             it.failed(each, 1.0, refused=True)
             failed += 1
-    assert backlog.MAX_REFUSALS <= failed < backlog.MAX_REFUSALS + WIDTH
+    assert window.MAX_REFUSALS <= failed < window.MAX_REFUSALS + WIDTH
 
 
 def test_copies_without_an_answer():
@@ -224,7 +224,7 @@ def test_copies_without_an_answer():
         lost += 1
         for each in begun(it):
             deliver(it, each)
-    assert lost == backlog.MAX_UNANSWERED == 100
+    assert lost == window.MAX_UNANSWERED == 100
 
 
 def test_a_late_success_opens_a_bucket():
@@ -234,7 +234,7 @@ def test_a_late_success_opens_a_bucket():
     for each in going[1:]:
         it.failed(each, 1.0)
     failed = 7
-    while failed < backlog.MAX_REFUSALS:
+    while failed < window.MAX_REFUSALS:
         for each in begun(it):
             it.failed(each, 1.0)
             failed += 1
@@ -268,8 +268,8 @@ def test_a_slow_bucket_goes_last():
     it = filled(*many(50, "slow"), *many(50, "quick", start=100), width=2)
     slow, quick = begun(it)
     assert (slow.bucket, quick.bucket) == ("slow", "quick")
-    deliver(it, slow, 1.0, seconds=backlog.PROMPT)
-    deliver(it, quick, 1.0, seconds=backlog.PROMPT - 0.01)
+    deliver(it, slow, 1.0, seconds=window.PROMPT)
+    deliver(it, quick, 1.0, seconds=window.PROMPT - 0.01)
     assert [each.bucket for each in begun(it, 1.0)] == ["quick", "quick"]
 
 
@@ -290,9 +290,9 @@ def test_silent_buckets_lend_their_places():
     """Copies that get no answer for a second use up no width, up to as many again."""
     it = filled(*(each for i in range(20) for each in many(2, f"hangs{i:02}", start=i)), width=4)
     assert len(begun(it, 0.0)) == 4
-    assert begun(it, backlog.SILENCE) == []
-    assert len(begun(it, backlog.SILENCE + 0.1)) == 4
-    assert begun(it, 10 * backlog.SILENCE) == []
+    assert begun(it, window.SILENCE) == []
+    assert len(begun(it, window.SILENCE + 0.1)) == 4
+    assert begun(it, 10 * window.SILENCE) == []
     assert it.in_flight == 8
 
 
@@ -303,8 +303,8 @@ def test_a_silent_bucket_that_was_quick():
         deliver(it, each)
     assert it.next(1.0).bucket == "hangs"
     give(it, many(2, "new", start=100))
-    assert it.next(1.1 + backlog.SILENCE).bucket == "new"
-    assert it.next(1.1 + backlog.SILENCE).bucket == "hangs"
+    assert it.next(1.1 + window.SILENCE).bucket == "new"
+    assert it.next(1.1 + window.SILENCE).bucket == "hangs"
 
 
 def test_one_answer_ends_the_silence():
@@ -406,7 +406,7 @@ def test_expired_events_that_cannot_be_quarantined():
         for each in going:
             it.failed(each, 1.0, refused=True)
             failed += 1
-    assert failed <= 3 * backlog.MAX_FAILURES
+    assert failed <= 3 * window.MAX_FAILURES
     assert it.unfinished
 
 
@@ -630,7 +630,7 @@ def test_a_success_forgives_an_outage():
     it.failed(first, 0.0)
     (second,) = begun(it)
     deliver(it, second)
-    for _ in range(backlog.MAX_REFUSALS):
+    for _ in range(window.MAX_REFUSALS):
         it.failed(it.next(0.0), 0.0, refused=True)
     assert it.resume_after() is not None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3_scheduler.backlog import MAX_FAILURES, MAX_REFUSALS
+from s3_scheduler.window import MAX_FAILURES, MAX_REFUSALS
 from support.fakes3 import Delay, Empty, Error, Hang, Html, Reset, any_of, sick
 from support.folder import DENIED, WIDTH, lost, opened, out_of_order, repeats
 

@@ -7,7 +7,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from s3_scheduler import SchedulerError
-from s3_scheduler.backlog import MAX_FAILURES
+from s3_scheduler.window import MAX_FAILURES
 from support.fakes3 import (
     CopyError,
     Cut,

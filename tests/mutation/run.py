@@ -22,10 +22,11 @@ TESTS = {
     "answers": "answers failures folder nothing_lost",
     "report": "runner failures",
     "backlog": "backlog",
+    "window": "backlog",
     "unconfirmed": "unconfirmed limits",
     "multipart": "multipart",
     "folder": "folder multipart nothing_lost failures scheduler",
-    "delivery": "failures once order nothing_lost",
+    "delivery": "failures once order nothing_lost runner",
 }
 CONFIG = """
 [cosmic-ray]
