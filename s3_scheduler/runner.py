@@ -300,13 +300,15 @@ class Run:
         self._submit(partial(self.folder.delete_all, batch), partial(self._settle_delete, batch))
 
     def _settle_delete(self, batch: list[Event], done: Future[dict[str, Exception]]) -> None:
-        stuck = 0
+        stuck, errors = 0, done.result()
         for event in batch:
-            error = done.result().get(event.name)
+            error = errors.get(event.name)
             if error is None:
                 self.backlog.release(event)
             elif isinstance(error, Changed):
                 self.backlog.again(error.event)  # what replaced it is delivered, too
+            elif is_throttling(error) and 2 * len(errors) <= len(batch):
+                self.unconfirmed.add(event, self.clock.elapsed())  # S3 is busy, but goes on
             else:
                 stuck += 1
                 self.backlog.block(event)

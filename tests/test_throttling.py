@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from support.fakes3 import Error, Rate, on
+import s3_scheduler.folder
+from support.fakes3 import Error, KeyErrors, Rate, always, on
 from support.folder import lost, opened, out_of_order, repeats
 
 RETRIES = {"mode": "standard", "total_max_attempts": 3}
@@ -78,6 +79,33 @@ def test_codes_that_throttle(fake, status, code):
         report = folder.run()
         assert (report.copied, report.failed, report.unfinished) == (20, 0, False)
         assert repeats(folder.s3.history) == 0
+
+
+def test_a_delete_throttled_for_long(fake, monkeypatch):
+    """A delete that S3 throttles for long, while it takes others, is no failure and no repeat."""
+    monkeypatch.setattr(s3_scheduler.folder, "RESEND_AFTER", (0.0,) * 6)
+    with opened(fake) as folder:
+        names = folder.put_many(4)
+        folder.s3.fault = on("DeleteObjects", *[KeyErrors({names[1]: "SlowDown"})] * 10)
+        report = folder.run()
+        assert (report.copied, report.failed, report.unfinished) == (4, 0, False)
+        assert folder.waiting == []
+        assert repeats(folder.s3.history) == 0
+
+
+def test_deletes_that_are_only_throttled(fake, monkeypatch):
+    """Deletes that S3 does nothing but throttle are failures in the end, with its code."""
+    monkeypatch.setattr(s3_scheduler.folder, "RESEND_AFTER", (0.0,) * 6)
+    with opened(fake) as folder:
+        names = folder.put_many(3)
+        fault = KeyErrors(dict.fromkeys(names[1:], "SlowDown"))
+        folder.s3.fault = always("DeleteObjects", fault)
+        report = folder.run()
+        assert (report.copied, report.failed) == (3, 2)
+        assert {failure.error.response["Error"]["Code"] for failure in report.failures} == {
+            "SlowDown"
+        }
+        assert folder.waiting == names[1:]
 
 
 def test_a_time_limit_while_throttled(fake):
