@@ -116,6 +116,8 @@ class Check:
         if tagged:
             with self._or_tell("skipped", "tags: "):
                 _ask("PutObjectTagging", objects, partial(self._copy, tagged, *place))
+        if not self.folder.can_create:
+            return
         with self._or_tell("skipped", "once=True: "):
             look = partial(self.folder.has_content, event, *place, {})
             flaw = "" if _ask("GetObject", objects, look) else "this store changes their ETags"
