@@ -143,7 +143,8 @@ def run(options: Namespace) -> int:
         try:
             report = run_due(scheduler, **arguments, stop=lambda: bool(stopped))
             status = 1 if report.failed else 0
-            if status or report.copied or report.delivered_before or report.unfinished:
+            did = status or report.copied or report.delivered_before
+            if did or (report.unfinished and not stopped):
                 _say(f"{datetime.now(timezone.utc):{_TIME}}  {report}")
         except Exception as error:
             if not options.every or type(error) is ValueError:  # an argument, which stays wrong

@@ -696,6 +696,17 @@ def test_runs_until_a_signal(fake, cli, signum):
 
 
 @posix
+def test_a_signal_before_the_first_copy(fake, cli):
+    """A run that is told to stop before it delivered anything ends in silence, code 0."""
+    fake.fill(due=5)
+    fake.latency = lambda request: 0.5 * (request.operation == "ListObjectsV2")
+    with Running(fake, "--every", "1m") as running:
+        wait_for(lambda: fake.count()["ListObjectsV2"])
+        assert running.stop() == (0, "", "")
+    assert fake.count() == {"ListObjectsV2": 1}
+
+
+@posix
 @pytest.mark.slow
 def test_a_loop_is_punctual(fake, cli, file):
     """With --every, a run stays for what falls due before the next; a signal ends the wait."""
