@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from support.buckets import emptied  # noqa: E402
 
 if TYPE_CHECKING:
     from support.fakes3 import FakeS3
+
+# A job in the background of a shell ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Or the tests would spend a sixth of their time on looking for garbage.
 gc.set_threshold(20_000)
