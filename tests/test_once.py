@@ -614,6 +614,16 @@ def test_store_that_refuses(folder, refusal, size):
 
 
 @needs_once
+def test_what_has_nothing_to_do_with_once(folder):
+    """Nothing is said of the condition where S3 refuses an event for another reason."""
+    folder.s3.fault = always("CopyObject", DENIED)
+    folder.put(60)
+    (failure,) = folder.run(once=True).failures
+    assert "AccessDenied" in str(failure.error)
+    assert "once=True" not in str(failure.error)
+
+
+@needs_once
 def test_swift(fake):
     """Swift refuses it so."""
     fake.server = SERVERS["swift"]
