@@ -1,7 +1,6 @@
 """What a scheduled function does every minute: deliver what is due."""
 
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
 from .backlog import Backlog
+from .clock import Clock
 from .delivery import Copied, Delivery, Outcome
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
@@ -77,7 +77,7 @@ def run_due(
     clock = Clock(datetime.now(timezone.utc) if now is None else names.to_utc(now))
     expired = ""
     if retry_for is not None:
-        last = _shifted(clock.began, -_seconds("retry_for", retry_for))
+        last = clock.moment(-_seconds("retry_for", retry_for))
         expired = names.upper_bound(scheduler.folder.prefix, last)
     delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
     limit = None if time_limit is None else _seconds("time_limit", time_limit)
@@ -110,26 +110,6 @@ def _seconds(name: str, duration: float | timedelta) -> float:
     return float(seconds)
 
 
-class Clock:
-    """Time as a run sees it: `now` goes on from the moment that it was told."""
-
-    def __init__(self, now: datetime) -> None:
-        self.began = now
-        self._start = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._start
-
-    def now(self) -> datetime:
-        """The moment, in UTC."""
-        return _shifted(self.began, self.elapsed())
-
-    def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
-        """The next item of the queue; raises `Empty` after so many seconds; None: never."""
-        return queue.get(timeout=timeout)
-
-
 @dataclass
 class Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
@@ -143,7 +123,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder = self.delivery.folder
-        self.bound = names.upper_bound(self.folder.prefix, _shifted(self.clock.began, self.ahead))
+        self.bound = names.upper_bound(self.folder.prefix, self.clock.moment(self.ahead))
         self.reading = False
         self.backlog = Backlog(self.folder.width, self.delivery.expired)
         self.unconfirmed = Unconfirmed()
@@ -314,12 +294,3 @@ class Run:
                 self.backlog.block(event)
                 self.tally.add_failure(Failure(event, error, quarantined=False))
         self.unconfirmed.settle(batch, stuck=stuck)
-
-
-def _shifted(moment: datetime, seconds: float) -> datetime:
-    try:
-        return moment + timedelta(seconds=seconds)
-    except OverflowError:
-        if seconds > 0:
-            return datetime.max.replace(tzinfo=timezone.utc)
-        return datetime.min.replace(tzinfo=timezone.utc)

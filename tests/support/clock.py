@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from s3_scheduler.clock import Clock
 from s3_scheduler.delivery import Delivery
-from s3_scheduler.runner import Clock, Run
+from s3_scheduler.runner import Run
 
 if TYPE_CHECKING:
     from s3_scheduler import Report, Scheduler
@@ -32,9 +33,6 @@ class FakeClock(Clock):
 
     def elapsed(self) -> float:
         return self.seconds
-
-    def now(self) -> datetime:
-        return self.began + timedelta(seconds=self.seconds)
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Call something while a run waits, so many seconds after the clock began."""
