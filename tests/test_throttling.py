@@ -102,9 +102,7 @@ def test_deletes_that_are_only_throttled(fake, monkeypatch):
         folder.s3.fault = always("DeleteObjects", fault)
         report = folder.run()
         assert (report.copied, report.failed) == (3, 2)
-        assert {failure.error.response["Error"]["Code"] for failure in report.failures} == {
-            "SlowDown"
-        }
+        assert all("SlowDown" in str(failure.error) for failure in report.failures)
         assert folder.waiting == names[1:]
 
 
