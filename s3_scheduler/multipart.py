@@ -78,8 +78,7 @@ def copy(
             done = arguments("CompleteMultipartUpload", **upload, MultipartUpload={"Parts": parts})
             etag = confirmed(client.complete_multipart_upload(**done), "ETag", what)
         except BaseException:
-            # An abort would leave behind what is still in flight.
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()  # an abort would leave behind what is still in flight
             with suppress(BotoCoreError, ClientError):  # the first error tells more
                 client.abort_multipart_upload(**arguments("AbortMultipartUpload", **upload))
             raise

@@ -494,16 +494,17 @@ def test_a_lost_answer_to_the_completion(s3):
 # --- The look at the copy -------------------------------------------------------------------------
 
 
-def test_the_size_is_compared(s3, later):
+@pytest.mark.parametrize("size", [4, 3 * GIB - 1, 3 * GIB + 1])
+def test_the_size_is_compared(s3, later, size):
     """A copy of another size than its source confirms nothing."""
     event = put(s3, later)
 
-    def shrink(request):
+    def resize(request):
         if request.operation == "CompleteMultipartUpload":
-            s3.put("target", "k", b"half")
+            s3.put("target", "k", b"half", size=size)
 
-    s3.after = shrink
-    with pytest.raises(SchedulerError, match=f"has 4 bytes, not {3 * GIB}"):
+    s3.after = resize
+    with pytest.raises(SchedulerError, match=f"has {size} bytes, not {3 * GIB}"):
         copy(later, event)
 
 
