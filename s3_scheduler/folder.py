@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, ParamValidationError
+from botocore.handlers import validate_ascii_metadata
 from botocore.validate import validate_parameters
 
 from . import multipart, names
@@ -122,8 +123,14 @@ class Folder:
         target = {"Bucket": "bucket", "Key": "key", "CopySource": "bucket/key"}
         try:
             validate_parameters({**target, **extra_args}, self._copy_shape)
+            validate_ascii_metadata(extra_args)
         except ParamValidationError as error:
             raise ValueError(f"extra_args holds what no copy takes: {error}") from error
+        for name, value in extra_args.items():
+            known = getattr(self._copy_shape.members[name], "enum", None)
+            # Not of storage classes: other stores have some of their own.
+            if known and value not in known and name != "StorageClass":
+                raise ValueError(f"{name} {value!r} in extra_args is none of {', '.join(known)}")
 
     # Names
 

@@ -587,6 +587,8 @@ def test_the_summary(world, caplog):
         ({"time_limit": float("nan")}, "nan is not a duration; pass seconds or a timedelta"),
         ({"retry_for": "1d"}, "retry_for '1d' is not a duration"),
         ({"extra_args": {"StorageClas": "GLACIER"}}, "StorageClas"),
+        ({"extra_args": {"ACL": "privat"}}, "ACL 'privat' in extra_args is none of private, "),
+        ({"extra_args": {"Metadata": {"a": "é"}}}, "what no copy takes: (?s:.*) ASCII"),
         ({"extra_args": {"IfNoneMatch": "*"}}, "IfNoneMatch in extra_args .* leave it out"),
         ({"extra_args": {"CopySourceIfMatch": "x"}}, "CopySourceIfMatch in extra_args"),
     ],
@@ -600,6 +602,12 @@ def test_no_run(world, options, advice):
         run_due(world.scheduler, **options)
     assert not isinstance(caught.value, InvalidEvent)
     assert count == {}
+
+
+@on("memory")
+def test_a_storage_class_of_the_store(world):
+    """A storage class that AWS does not have is left to the store: some have their own."""
+    assert run_due(world.scheduler, extra_args={"StorageClass": "FAST"}).failed == 0
 
 
 @on("memory")
