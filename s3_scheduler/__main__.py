@@ -33,7 +33,7 @@ _SPAN = rf"(?:{_NUMBER}[wdhms])+"
 
 
 def schedule(options: Namespace) -> None:
-    """At WHEN, let the content of FILE appear at TARGET; prints the event's URI."""
+    """Let the content of FILE appear at TARGET at WHEN, and print the event's URI."""
     scheduler = _open(options)(*options.FOLDER)
     extra: Any = {"Metadata": dict(options.metadata), "Tagging": urlencode(options.tags)}
     extra = {key: value for key, value in extra.items() if value}
@@ -50,7 +50,7 @@ def list_(options: Namespace) -> None:
     """Show what waits, soonest first: when it is due (UTC), bytes, target."""
     bounds = {"after": options.after, "before": options.before}
     if any(bounds.values()) and (options.failed or options.invalid):
-        raise ValueError("--from and --until choose from what waits; leave them out")
+        raise ValueError("--from and --until do not go with --failed or --invalid; leave them out")
     scheduler = _open(options)(*options.FOLDER)
     folder = scheduler.folder
     if options.invalid:
@@ -125,7 +125,7 @@ def _find(uri: str, open_folder: Callable[[str, str], Scheduler]) -> tuple[Sched
 
 
 def run(options: Namespace) -> int:
-    """Deliver what is due, once or every so often."""
+    """Deliver what is due, in one run or every SPAN, and print what each run did, if anything."""
     from .runner import run_due
 
     scheduler = _open(options)(*options.FOLDER)
@@ -282,8 +282,8 @@ _place = _like(
 )
 
 _EXIT_CODES = """\
-exit codes: 0, done; 1, an event was not waiting, or was already, or failed in the last run, or a
-promise is weaker here; 2, it could not be done; 3, its output could not be written; 130,
+exit codes: 0, done; 1, an event was not waiting, was waiting already, or failed in the last run, or
+a promise is weaker here; 2, it could not be done; 3, its output could not be written; 130,
 interrupted; 141, nobody read its output"""
 
 
@@ -303,8 +303,8 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     def command(run: Callable[[Namespace], int | None], example: str = "") -> Callable[..., Any]:
         name = run.__name__.rstrip("_")
         texts: Any = {"help": run.__doc__, "description": run.__doc__}
-        example = f"example: s3-scheduler {name} {example}"
-        added = commands.add_parser(name, **texts, epilog=example, **shape)
+        epilog = f"example: s3-scheduler {name} {example}".rstrip()
+        added = commands.add_parser(name, **texts, epilog=epilog, **(shape if example else {}))
         added.set_defaults(run=run)
         return added.add_argument
 
@@ -325,7 +325,7 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     add("WHEN", **when)
     add("TARGET", type=_place, help="such as s3://shop/welcome/42.json")
     add("FILE", type=lambda path: 0 if path == "-" else path, help="-: standard input")
-    add("--no-replace", dest="replace", action="store_false", help="exit code 1 if it is waiting")
+    add("--no-replace", dest="replace", action="store_false", help="fail if the same event waits")
     add("--content-type", metavar="TYPE", help="such as text/plain")
     add("--metadata", **pairs, help="that arrives with it; repeatable")
     add("--tag", **pairs, dest="tags", help="that arrives with it; repeatable")
@@ -334,8 +334,8 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     add("FOLDER", **folder)
     add("--from", metavar="WHEN", type=_when, dest="after", help="due then or later")
     add("--until", metavar="WHEN", type=_when, dest="before", help="due before then")
-    add("--failed", **flag, help="what was moved to FOLDER/failed instead, with S3's code")
-    add("--invalid", **flag, help="what does not parse as an event instead, past or future")
+    add("--failed", **flag, help="show what was moved to FOLDER/failed, with its error code")
+    add("--invalid", **flag, help="show names that do not parse as events")
     add("--uri", **flag, help="URIs only, one a line, as cancel takes them")
     add("--json", **flag, help="one JSON object a line")
 
@@ -348,20 +348,20 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
 
     add = command(run, "s3://my-bucket/later --every 1m --time-limit 50s")
     add("FOLDER", **folder)
-    add("--every", **pause, default=0, help="until SIGTERM or Ctrl-C; punctually, as with --ahead")
+    add("--every", **pause, default=0, help="every SPAN until SIGTERM or Ctrl-C, with --ahead SPAN")
     add("--ahead", **span, help="deliver what falls due within SPAN, too, each at its moment")
     add("--once", **flag, help="never overwrite a target, so that nothing is delivered twice")
-    add("--time-limit", **pause, help="begin nothing after it")
-    add("--retry-for", **span, default="1d", help="before a failing event goes to FOLDER/failed")
+    add("--time-limit", **pause, help="start no copy after SPAN")
+    add("--retry-for", **span, default="1d", help="before what fails goes to FOLDER/failed (1d)")
     shard = _like("([0-9]+)/([0-9]+)", "a shard; of two runners' write 0/2 and 1/2", int)
-    add("--shard", metavar="I/N", type=shard, default=(0, 1), help="of two at once: 0/2, 1/2")
-    add("--target-bucket", **bucket, help="that events may go to, and to no other; repeatable")
+    add("--shard", metavar="I/N", type=shard, default=(0, 1), help="of two runners: 0/2, 1/2")
+    add("--target-bucket", **bucket, help="an event for any other fails; repeatable")
 
     add = command(check, "s3://my-bucket/later --target-bucket shop-emails")
     add("FOLDER", **folder)
-    add("--target-bucket", **bucket, help="that one object is copied to; repeatable")
+    add("--target-bucket", **bucket, help="try to copy to it; repeatable")
     roles = ("application", "runner")
-    add("--as", dest="roles", nargs=1, choices=roles, default=roles, help="only what it needs")
+    add("--as", dest="roles", nargs=1, choices=roles, default=roles, help="try only what it needs")
     add("--json", **flag, help="one JSON object a line")
 
     command(demo)

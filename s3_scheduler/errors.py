@@ -4,6 +4,8 @@ SchedulerError
 ├── InvalidEvent (also a ValueError)
 ├── AlreadyScheduled
 ├── NotScheduled (also a LookupError)
+├── Changed (in `folder`: an event was replaced again and again meanwhile)
+├── UnconfirmedAnswer (in `answers`: S3 answered 200 and confirmed nothing)
 ├── CopyRefused (only as the `error` of a `Failure`)
 └── RunFailed (in `report`, beside the report that it carries)
 """
@@ -29,7 +31,7 @@ class AlreadyScheduled(SchedulerError):
 
 
 class NotScheduled(SchedulerError, LookupError):
-    """Nothing is waiting under `name`: it was delivered or cancelled, or never scheduled."""
+    """Nothing is waiting under `name`: delivered, cancelled, quarantined, or never scheduled."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -37,8 +39,8 @@ class NotScheduled(SchedulerError, LookupError):
 
     def __str__(self) -> str:
         return (
-            f"{self.name!r} is not waiting: it was delivered or cancelled, or never scheduled; "
-            "if it has not arrived and is still wanted, schedule it again"
+            f"{self.name!r} is not waiting: it was delivered, cancelled or quarantined, or never "
+            "scheduled; if it has not arrived and is still wanted, schedule it again"
         )
 
 

@@ -33,7 +33,7 @@ class Report:
     invalid: int  # names that sort before now and are not events; they are left alone
     invalid_names: tuple[str, ...]  # the first hundred of them
     unfinished: bool  # due events were left for the next run
-    max_lateness: timedelta  # of the latest delivery, when S3 confirmed it; zero if there was none
+    max_lateness: timedelta  # the greatest, when S3 confirmed the copy; zero if none
 
     def __str__(self) -> str:
         return (

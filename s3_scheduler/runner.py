@@ -51,8 +51,8 @@ def run_due(
     Durations are seconds or a timedelta.
 
     - `now`: aware; None: the clock.
-    - `ahead`: also deliver what falls due in the next so many seconds, each at its moment, but not
-      what is scheduled meanwhile.
+    - `ahead`: also deliver what falls due within this time, each event at its moment, but not what
+      is scheduled meanwhile.
     - `time_limit`: no copy starts after it, and what is in flight is finished, which takes as long
       as the client's timeouts if it hangs. None: no limit. In a Lambda:
       `context.get_remaining_time_in_millis() / 1000 - 10`.
@@ -71,7 +71,7 @@ def run_due(
     - `stop`: called between copies and while waiting, in a thread of the run; True ends the run as
       the time limit does. It should only read a flag.
 
-    Raises `ValueError` for arguments that are invalid, and what S3 answers if the folder cannot be
+    Raises `ValueError` for arguments that are invalid, and S3's error if the folder cannot be
     listed. Ctrl-C, too, finishes what is in flight.
     """
     clock = Clock(datetime.now(timezone.utc) if now is None else names.to_utc(now))

@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 from s3transfer.compat import seekable
@@ -20,6 +20,7 @@ from .folder import CONFLICT_AFTER, Changed, Folder, Gone
 from .names import Event, When
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsRead
     from mypy_boto3_s3 import S3Client
 
 TRIES = 10
@@ -38,7 +39,7 @@ class Scheduler:
       connections. None: one is made on first use, from boto3's default session, with timeouts of
       5 s (connect) and 60 s (read), standard retries with at most 3 attempts, and 32 connections.
 
-    Raises `ValueError` for another bucket or folder, and for a URI.
+    Raises `ValueError` for an empty bucket or folder, a directory bucket, and a URI.
     """
 
     def __init__(self, bucket: str, folder: str, *, client: S3Client | None = None) -> None:
@@ -65,7 +66,7 @@ class Scheduler:
         when: When,
         bucket: str,
         key: str,
-        body: bytes | str | IO[bytes],
+        body: bytes | str | SupportsRead[bytes],
         *,
         replace: bool = True,
         extra_args: Mapping[str, Any] | None = None,
@@ -74,9 +75,10 @@ class Scheduler:
 
         - `when`: an aware datetime, a timedelta from now, or an ISO 8601 string with an offset. A
           past moment is due at the next run.
-        - `bucket`, `key`: the target. The name of the event, folder and all, may have 1,024 bytes.
-        - `body`: bytes, text (sent as UTF-8), or a binary file of any size, read from where it
-          stands and never held in memory whole; boto3 may close it.
+        - `bucket`, `key`: the target. The name of the event, folder and all, may have at most
+          1,024 bytes.
+        - `body`: bytes, text (sent as UTF-8), or a binary file of any size, read from its
+          current position and never held in memory whole; boto3 may close it.
         - `replace`: the same moment, bucket and key are the same event. True: scheduling it again
           replaces its content, so repeating a call with an absolute `when` is safe (a timedelta is
           a new moment each time). False: raises `AlreadyScheduled` instead, atomically; the body
@@ -150,10 +152,12 @@ class Scheduler:
         Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` for a name that
         does not parse as an event in this folder. If the event is due, a run may deliver it
         meanwhile, and again at the new moment. Where S3 or boto3 (before 1.40.65) does not know
-        If-None-Match on copies, so it is if another cancels the event meanwhile. After any other
-        error both names may be waiting: nothing is lost.
+        If-None-Match on copies, an event that is cancelled meanwhile may still be delivered at the
+        new moment. After any other error both names may be waiting: nothing is lost.
         """
-        due, bucket, key = names.parse(self.folder.prefix, name)
+        due, bucket, key = self.folder.parse(name)
+        if name.startswith(self.folder.failed_prefix):
+            raise NotScheduled(name)
         moment = _due(when)
         new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
         tries, waited = 0, False
@@ -212,7 +216,8 @@ class Scheduler:
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
         """The events with `after <= due < before`, soonest first.
 
-        - `after`, `before`: as `when` in `schedule`; None: no bound.
+        - `after`, `before`: as `when` in `schedule`; None: no bound. Raises `ValueError` for one
+          without a zone.
 
         Lazy: one request for each 1,000 names, none beyond `before`. Names that do not parse as
         events are skipped. A name written by hand that stops at the minutes or seconds counts where
@@ -226,7 +231,7 @@ class Scheduler:
         return (event for page in self.folder.pages(first, last) for event in page.events)
 
     def failed(self) -> Iterator[Event]:
-        """The events that runs have quarantined, by S3's error code; lazy as `pending`.
+        """The events that runs have quarantined, ordered by error code; lazy as `pending`.
 
         Their names are `<folder>/failed/<code>/<due>|<bucket>|<key>`, which `retry` and `cancel`
         take.
@@ -272,7 +277,8 @@ def _due(when: When) -> datetime:
 def _readable(body: Any, *, whole: bool) -> Any:
     """The file, or the rest of it if it is to go `whole`, in one request that can be repeated."""
     if not hasattr(body, "read"):
-        raise InvalidEvent(f"the body is a {type(body).__name__}; pass bytes, str or a binary file")
+        kind = type(body).__name__
+        raise InvalidEvent(f"the body is of type {kind}; pass bytes, str or a binary file")
     if isinstance(body.read(0), str):
         raise InvalidEvent(f"{body!r} is a text file; open it in binary mode ('rb')")
     if not whole:

@@ -352,7 +352,7 @@ def test_the_list_of_what_is_not_an_event(cli, fake):
 def test_bounds_are_for_what_waits(cli, which):
     """--from and --until are refused where they would choose nothing."""
     refusal = cli.refusal("list", FOLDER, which, "--until", "+1h")
-    assert refusal == "--from and --until choose from what waits; leave them out"
+    assert refusal == "--from and --until do not go with --failed or --invalid; leave them out"
 
 
 def test_any_key(cli, fake):
@@ -406,7 +406,7 @@ def test_reschedule_several(cli, fake):
 def test_a_failed_event_is_not_rescheduled(cli, fake):
     """`reschedule` of a failed event is refused, and changes nothing."""
     put(fake, f"{FAILED}a")
-    cli.refusal("reschedule", f"{FOLDER}/{FAILED}a", "+1h")
+    assert "quarantined" in cli.refusal("reschedule", f"{FOLDER}/{FAILED}a", "+1h", code=1)
     assert list(fake.buckets["events"]) == [f"later/{FAILED}a"]
 
 

@@ -286,7 +286,7 @@ def test_text_files(unsent, file, replace):
 @pytest.mark.parametrize("body", [None, 42, {"user": 42}, ["a"]])
 def test_no_body(unsent, body, replace):
     """Anything else is refused, by its type."""
-    advice = f"the body is a {type(body).__name__}; pass bytes, str or a binary file"
+    advice = f"the body is of type {type(body).__name__}; pass bytes, str or a binary file"
     with pytest.raises(InvalidEvent, match=advice):
         unsent.schedule(NINE, "target", "k", body, replace=replace)
 
@@ -792,6 +792,15 @@ def test_reschedule_of_what_is_not_waiting(s3, scheduler, when):
     assert isinstance(caught.value, LookupError)
     assert isinstance(caught.value, SchedulerError)
     assert s3.count() == Counter(HeadObject=1)
+
+
+def test_reschedule_of_what_has_failed(s3, scheduler):
+    """A quarantined event is not waiting, either; it stays where it is."""
+    name = AT_NINE.replace("later/", "later/failed/AccessDenied/")
+    s3.put("events", name, b"body")
+    with pytest.raises(NotScheduled, match="quarantined"):
+        scheduler.reschedule(name, TEN)
+    assert contents(s3) == {name: b"body"}
 
 
 def test_reschedule_replaces(s3, scheduler):
