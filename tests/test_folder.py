@@ -219,7 +219,7 @@ def test_has_content(s3, later, target, same):
 
 
 @pytest.mark.parametrize(
-    ("content", "same"), [(b"body", True), (b"ydob", True), (b"another", False)]
+    ("content", "same"), [(b"body", True), (b"ydob", True), (b"another", False), (b"b", False)]
 )
 @pytest.mark.parametrize("bucket", ["events", "target"])
 def test_has_content_under_kms(s3, later, bucket, content, same):
@@ -231,7 +231,7 @@ def test_has_content_under_kms(s3, later, bucket, content, same):
     assert later.has_content(later.look(NINE), "target", "k", {}) is same
 
 
-@pytest.mark.parametrize(("size", "same"), [(2**31, True), (2**31 + 1, False)])
+@pytest.mark.parametrize(("size", "same"), [(2**31, True), (2**31 + 1, False), (2**31 - 1, False)])
 def test_has_content_of_large_objects(s3, later, size, same):
     """The ETags of objects in parts do not tell, but their sizes do."""
     event = put(s3, NINE, size=2**31)
