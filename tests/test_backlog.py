@@ -243,6 +243,18 @@ def test_a_late_success_opens_a_bucket():
     assert it.resume_after() is not None
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_late_success_after_copies_without_an_answer(width):
+    """It does not open a bucket that so many copies without an answer have shut."""
+    it = filled(*many(900), width=width)
+    late, *others = grown(it, "a", width)
+    while others:
+        it.failed(others.pop(), 1.0, unanswered=True)
+        others += begun(it, 1.0)
+    it.delivered(late, 2.0, 0.1)
+    assert (begun(it, 2.0), it.resume_after()) == ([], None)
+
+
 # --- Which bucket goes ----------------------------------------------------------------------------
 
 
@@ -271,6 +283,15 @@ def test_a_slow_bucket_goes_last():
     deliver(it, slow, 1.0, seconds=window.PROMPT)
     deliver(it, quick, 1.0, seconds=window.PROMPT - 0.01)
     assert [each.bucket for each in begun(it, 1.0)] == ["quick", "quick"]
+
+
+def test_a_bucket_that_throttles_goes_last():
+    """A bucket that was quick and throttles goes after one that is new."""
+    it = filled(*many(50, "throttles"), width=4, last="x")
+    for each in grown(it, "throttles", 4):
+        it.throttled(each, 1.0, began=0.5)
+    give(it, many(2, "new", start=100))
+    assert it.next(1.0).bucket == "new"
 
 
 def test_fewest_in_flight_then_oldest():
