@@ -18,6 +18,7 @@ from .window import Window
 
 MAX_BACKLOG = 1_000  # events read and not begun at which a run reads no more of them
 MAX_FOR_ONE_TARGET = 100  # events that wait behind another for the same bucket and key
+END = "\U0010ffff"  # sorts after all names
 MAX_BLOCKED = 10_000  # targets remembered because an event stays; beyond, their lanes are shut
 
 
@@ -45,12 +46,11 @@ class Backlog:
         self.width = width
         self.expired = expired
         self.in_flight = 0
-        self.surveyed = False  # the listing came to its end once: what is read again was left out
         self._lanes: dict[str, _Lane] = {}
         self._active: dict[str, Window] = {}  # with copies in flight
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
-        self._position = ""  # after which the listing goes on
+        self._position = ""  # after which the listing goes on; before it, all has been read once
         self._order: list[tuple[int, int, str, str]] = []  # a heap: which lane may go next
         self._future: deque[Event] = deque()  # not due yet, in the order of their names
         self._waiting = 0  # events in all lanes
@@ -63,15 +63,19 @@ class Backlog:
     @property
     def unfinished(self) -> bool:
         """Due events are left for the next run."""
-        unread = not (self.surveyed or self._future)  # what follows one not due is not due, either
-        return bool(self._gaps) or self._skipped or self._waiting > 0 or unread
+        return bool(self._gaps) or self._skipped or self._waiting > 0 or not self._surveyed
+
+    @property
+    def _surveyed(self) -> bool:
+        """All that is due has been read once: what follows an event not due is not due, either."""
+        return self._position == END or bool(self._future)
 
     # Reading: which names the listing is to give next
 
     def read_after(self) -> str | None:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
-        if self.surveyed:
-            after = self.resume_after()
+        after = self.resume_after() if self._surveyed else None
+        if after or self._position == END:
             return after if after and self._has_room() else None
         # Only buckets that answer quickly count: behind the events of all others there may be some
         # for a bucket that is well.
@@ -95,22 +99,22 @@ class Backlog:
             few = len(lane.behind.get(key, ())) < MAX_FOR_ONE_TARGET // 2
             return few and not lane.window.shut and (bucket, "") not in self._gaps
         # For a slow lane no other is made to leave room, or they would take turns for ever.
-        has_room = lane.window.prompt or len(self) < MAX_BACKLOG
+        has_room = lane.window.prompt or self._waiting < MAX_BACKLOG
         few = lane.waiting < MAX_FOR_ONE_TARGET // 2
         return has_room and few and self._may_go(lane, self._gaps[bucket, key])
 
     def _may_go(self, lane: _Lane, name: str) -> bool:
         """Its window is not shut, or the event is refused and may go on to be quarantined."""
-        drains = self.surveyed and lane.window.refused and name < self.expired
+        drains = self._surveyed and lane.window.refused and name < self.expired
         return drains or not lane.window.shut
 
     def _has_room(self) -> bool:
         """Make room, if need be, by leaving out the newer half of the fullest lane that is slow."""
-        if len(self) >= MAX_BACKLOG:
+        if self._waiting >= MAX_BACKLOG:
             slow = [lane for lane in self._lanes.values() if not lane.window.prompt]
             if lane := max(slow, key=lambda lane: lane.waiting, default=None):
                 self._forget(lane, lane.waiting // 2)
-        return len(self) < MAX_BACKLOG
+        return self._waiting < MAX_BACKLOG
 
     def _forget(self, lane: _Lane, keep: int = 0) -> None:
         """Leave out what waits in the lane, but for the oldest `keep`."""
@@ -137,30 +141,35 @@ class Backlog:
     def _leave_out(self, name: str, bucket: str, key: str = "") -> None:
         self._gaps[bucket, key] = min(name, self._gaps.get((bucket, key), name))
 
-    def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> None:
+    def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> bool:
         """Take the names after `after` up to `last`; None: to the end.
 
-        What does not sort before `due` is not due yet, and held until `ripen`.
+        What does not sort before `due` is not due yet, and held until `ripen`. Returns whether the
+        page is new: in one that is read again only what was left out is taken.
         """
+        self.ripen(due)
+        again = after < self._position
+        last = min(last or END, self._position if again else END)
         resumed = {}
-        for scope, first in list(self._gaps.items()) if self.surveyed else ():
-            reached = last is None or first <= last or first[:-1] == after
-            if after < first and reached and self._resumes(*scope):
+        for scope, first in list(self._gaps.items()) if again else ():
+            if after < first and (first <= last or first[:-1] == after) and self._resumes(*scope):
                 resumed[scope] = self._gaps.pop(scope)
         for event in events:
-            left_out = resumed.get((event.bucket, event.key)) or resumed.get((event.bucket, ""))
-            # In a page that is read again only what was left out is new.
-            new = not self.surveyed or (left_out and left_out <= event.name)
-            if new and event.name < due:
+            if again:
+                left_out = resumed.get((event.bucket, event.key)) or resumed.get((event.bucket, ""))
+                if left_out and left_out <= event.name < due and event.name <= last:
+                    self._accept(event)
+            elif event.name < due:
                 self._accept(event)
-            elif not self.surveyed:
+            else:
                 self._future.append(event)
-        if last is None:
-            self.surveyed = True
-            return
-        self._position = last
-        for scope in resumed:
-            self._leave_out(f"{last}\0", *scope)
+        if last < self._position:
+            for scope in resumed:
+                self._leave_out(f"{last}\0", *scope)
+        self._position = max(self._position, last)
+        for lane in self._lanes.values():
+            self._enter(lane)  # a lane that is shut may go only now that all has been read
+        return not again
 
     def _accept(self, event: Event) -> None:
         lane = self._lanes.setdefault(event.bucket, _Lane(event.bucket, Window(self.width)))

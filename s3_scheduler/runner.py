@@ -123,7 +123,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder = self.delivery.folder
-        self.bound = names.upper_bound(self.folder.prefix, self.clock.moment(self.ahead))
+        last = self.clock.moment(min(self.ahead, self.time_limit or self.ahead))
+        self.bound = names.upper_bound(self.folder.prefix, last)
         self.reading = False
         self.backlog = Backlog(self.folder.width, self.delivery.expired)
         self.unconfirmed = Unconfirmed()
@@ -192,8 +193,6 @@ class Run:
         if (held := self.backlog.next_held) and self._in_time():
             due = names.listed_due(self.folder.prefix, held)
             waits.append(max(0.0, (due - self.clock.now()).total_seconds()))
-            if self.time_limit is not None:
-                waits.append(max(0.0, self.time_limit - self.clock.elapsed()))
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _may_begin(self) -> bool:
@@ -225,16 +224,15 @@ class Run:
     def _take_page(self, after: str, done: Future[Page]) -> None:
         self.reading = False
         page = done.result()
-        if not self.backlog.surveyed:
-            for name in page.invalid:
-                self.tally.add_invalid(name)
         index, shards = self.shard
         mine = (
             event
             for event in page.events
             if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index
         )
-        self.backlog.take_page(after, page.last, mine, self._due())
+        if self.backlog.take_page(after, page.last, mine, self._due()):
+            for name in page.invalid:
+                self.tally.add_invalid(name)
 
     # Copying
 
@@ -287,7 +285,7 @@ class Run:
                 self.backlog.release(event)
             elif isinstance(error, Changed):
                 self.backlog.again(error.event)  # what replaced it is delivered, too
-            elif is_throttling(error) and 2 * len(errors) <= len(batch):
+            elif is_throttling(error) and 2 * len(errors) <= len(batch) and self._in_time():
                 self.unconfirmed.add(event, self.clock.elapsed())  # S3 is busy, but goes on
             else:
                 stuck += 1

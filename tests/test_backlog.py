@@ -47,7 +47,7 @@ def filled(*events, width=WIDTH, expired="", last=None):
 
 
 def give(it, events, after="", last=None):
-    it.take_page(after, last, events, due="later/3")
+    return it.take_page(after, last, events, due="later/3")
 
 
 def begun(it, now=0.0):
@@ -265,13 +265,13 @@ def test_quick_buckets_then_new_ones_then_others():
     assert (first.bucket, second.bucket) == ("failing", "quick")
     it.failed(first, 1.0)
     deliver(it, second)
-    give(it, many(5, "new", start=50))
+    give(it, many(5, "new", start=50), "x")
     assert [each.bucket for each in begun(it, 1.0)] == ["quick", "quick"]
     it = filled(*many(1, "failing"), *many(1, "quick", start=100), width=2, last="x")
     first, second = begun(it)
     it.failed(first, 1.0)
     deliver(it, second)
-    give(it, [*many(5, "failing", start=10), *many(5, "new", start=50)])
+    give(it, [*many(5, "failing", start=10), *many(5, "new", start=50)], "x")
     assert [each.bucket for each in begun(it, 1.0)] == ["new", "failing"]
 
 
@@ -290,7 +290,7 @@ def test_a_bucket_that_throttles_goes_last():
     it = filled(*many(50, "throttles"), width=4, last="x")
     for each in grown(it, "throttles", 4):
         it.throttled(each, 1.0, began=0.5)
-    give(it, many(2, "new", start=100))
+    give(it, many(2, "new", start=100), "x")
     assert it.next(1.0).bucket == "new"
 
 
@@ -323,7 +323,7 @@ def test_a_silent_bucket_that_was_quick():
     for each in grown(it, "hangs", 2):
         deliver(it, each)
     assert it.next(1.0).bucket == "hangs"
-    give(it, many(2, "new", start=100))
+    give(it, many(2, "new", start=100), "x")
     assert it.next(1.1 + window.SILENCE).bucket == "new"
     assert it.next(1.1 + window.SILENCE).bucket == "hangs"
 
@@ -672,6 +672,58 @@ def test_held_events_ripen():
     assert (it.next_held, begun(it), len(it)) == (None, [later], 0)
 
 
+@pytest.mark.parametrize("key", ["k", None], ids=["one target", "many"])
+def test_what_was_left_out_goes_before_held_events(key):
+    """While events are held, what was due and left out is read again, and nothing else is."""
+    due, held = many(350, key="k"), many(4 * WIDTH, start=1_000, key=key)
+    events = [*due, *held, *many(50, start=2_000)]
+    it = Backlog(WIDTH)
+    it.take_page("", held[-1].name, [*due, *held], due=held[0].name)
+    went = []
+    while each := it.next(0.0):
+        deliver(it, each)
+        went.append(each)
+        if after := it.read_after():
+            rest = [other for other in events if other.name > after]
+            assert it.take_page(after, None, rest, due=held[0].name) is False
+    assert went == due
+    assert (len(it), it.next_held, it.read_after()) == (len(held), held[0], None)
+    it.ripen(ALL_EXPIRED)
+    for each in begun(it):
+        deliver(it, each)
+    assert it.read_after() == held[-1].name
+
+
+def test_what_falls_due_while_a_page_is_read_again():
+    """What was held, or is behind the page, goes once and in its turn, as soon as it is due."""
+    due, held = many(105, key="k"), many(4 * WIDTH, start=1_000, key="k")
+    events = [*due, *held, *many(5, start=2_000, key="k")]
+    it = Backlog(WIDTH)
+    it.take_page("", held[-1].name, [*due, *held], due=held[0].name)
+    went = []
+    while each := it.next(0.0):
+        deliver(it, each)
+        went.append(each)
+        if after := it.read_after():
+            give(it, [other for other in events if other.name > after], after)
+    assert went == events
+    assert (len(it), it.unfinished) == (0, False)
+
+
+def test_refusals_before_all_is_read():
+    """A bucket shut by refusals goes on as soon as all is read, whatever waits in it by then."""
+    events = many(400)
+    it = filled(*events, expired=ALL_EXPIRED, last=events[-1].name)
+    replaced = it.next(0.0)
+    it.delivered(replaced, 0.0, 0.01)
+    for _ in range(window.MAX_REFUSALS):
+        it.failed(it.next(0.0), 0.0, refused=True)
+    it.again(replaced)
+    assert it.next(0.0) is None
+    give(it, [], events[-1].name)
+    assert it.next(0.0) == replaced
+
+
 def test_held_events_are_supply():
     """While enough events are held that fall due soonest, those behind them are not read."""
     it = Backlog(WIDTH)
@@ -751,9 +803,8 @@ class Folder:
         if self.asked:
             after, answer, last = self.asked
             self.asked = None
-            if not self.it.surveyed:  # what is new in a page that is read again may wait
+            if give(self.it, answer, after, last):  # what is new in one read again may wait
                 self.listed.update(each.name for each in answer)
-            give(self.it, answer, after, last)
 
     def begin(self):
         each = self.it.next(self.now)
