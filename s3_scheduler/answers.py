@@ -105,7 +105,9 @@ def is_callers_fault(error: Exception) -> bool:
 
 def may_have_arrived(error: Exception) -> bool:
     """True if a request was sent and its answer, if any, does not tell whether S3 acted."""
-    return isinstance(error, HTTPClientError | UnconfirmedAnswer)
+    # A gateway's answer, or one that was cut short, has no code of S3's own.
+    unread = error_code(error) in {"500", "502", "504"}
+    return unread or isinstance(error, HTTPClientError | UnconfirmedAnswer)
 
 
 def without_traceback(error: Exception) -> Exception:

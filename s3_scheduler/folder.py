@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
@@ -253,9 +254,10 @@ class Folder:
         def send() -> None:
             if hasattr(body, "seek"):
                 body.seek(0)  # an earlier attempt has read it
-            self.client.put_object(
+            answer = self.client.put_object(
                 Bucket=self.bucket, Key=name, Body=body, **condition, **extra_args
             )
+            confirmed(answer, "ETag", f"the writing of {name!r}")
 
         _despite_conflicts(send)
 
@@ -314,7 +316,12 @@ class Folder:
     def delete(self, event: Event) -> None:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""
         send = partial(self.client.delete_object, Bucket=self.bucket, Key=event.name)
-        self._send(event, send, IfMatch=event.etag)
+        answer: Any = self._send(event, send, IfMatch=event.etag)
+        # A 200 may be a proxy's.
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
+            there = self.look(event.name)
+            if there and there.etag == event.etag:
+                raise UnconfirmedAnswer(f"S3 answered 200 and did not delete {event.name!r}")
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
         """Delete events that are still what they were; returns the failures by name.

@@ -145,7 +145,9 @@ def upper_bound(prefix: str, moment: datetime | None) -> str:
 def listed_due(prefix: str, event: Event) -> datetime:
     """The moment at which S3 lists the event: the end of what a name written by hand leaves out."""
     written = event.name.removeprefix(prefix).partition("Z")[0]
-    return _complete(written, "0000-00-00T00:00:59.999999") + timedelta(microseconds=1)
+    step = timedelta(microseconds=1)
+    end = datetime.max.replace(tzinfo=timezone.utc) - step
+    return min(_complete(written, "0000-00-00T00:00:59.999999"), end) + step
 
 
 def shard_of(bucket: str, key: str, shards: int) -> int:

@@ -455,6 +455,28 @@ def test_delete_where_conditions_are_refused(s3, later):
     assert contents(s3) == {}
 
 
+@pytest.mark.parametrize("answer", [Empty(), Html()], ids=str)
+def test_a_delete_without_confirmation(s3, later, answer):
+    """What is still there after an answer of 200 is not deleted."""
+    event = put(s3, NINE)
+    s3.fault = on("DeleteObject", answer)
+    with pytest.raises(SchedulerError, match="did not delete"):
+        later.delete(event)
+    assert contents(s3) == {NINE: b"body"}
+
+
+def test_stores_that_confirm_deletes_otherwise(s3, later):
+    """An answer of 200 is believed where the event is gone, or was replaced at once."""
+    s3.fault = on("DeleteObject", Html(after=True), Html(after=True))
+    later.delete(put(s3, NINE))
+    event = put(s3, NINE)
+    s3.after = lambda request: (
+        s3.put("events", NINE, b"new") if request.operation == "DeleteObject" else None
+    )
+    later.delete(event)
+    assert contents(s3) == {NINE: b"new"}
+
+
 def test_delete_meets_another_write(s3, later):
     """After 409 it is tried again."""
     event = put(s3, NINE)

@@ -206,6 +206,14 @@ def test_where_a_short_name_is_listed(written, listed):
     assert lower_bound("later/", event.due) < name < lower_bound("later/", listed)
 
 
+@pytest.mark.parametrize("written", ["9999-12-31T23:59Z", "9999-12-31T23:59:59.999999Z"])
+def test_what_is_listed_at_the_end_of_time(written):
+    """No name is listed later than the last moment that there is."""
+    name = f"later/{written}|b|k"
+    event = Event(*parse("later/", name), name, 0, "")
+    assert listed_due("later/", event) == datetime.max.replace(tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
     ("folder", "prefix"),
     [

@@ -406,6 +406,15 @@ def test_replace_false_race(seaweed_client, bucket):
     assert body == b"%d" % won.pop()
 
 
+def test_schedule_without_confirmation(s3, scheduler):
+    """An answer of 200 that names no ETag does not confirm that anything was written."""
+    s3.fault = on("PutObject", Html(), Empty())
+    for replace in (True, False):
+        with pytest.raises(SchedulerError, match="did not confirm the writing of 'later/"):
+            scheduler.schedule(NINE, "target", "k", b"body", replace=replace)
+    assert contents(s3) == {}
+
+
 CONFLICT = Error(409, "ConditionalRequestConflict")
 
 
