@@ -241,7 +241,7 @@ class Nothing(io.BytesIO):
 def schedule(calls):
     """Seconds of CPU of a `put_object`, and of a `schedule`, that go nowhere."""
     client = started()
-    headers: Any = {}
+    headers: Any = {"etag": '"etag"'}
     client.meta.events.register(
         "before-send.s3", lambda request, **_: AWSResponse(request.url, 200, headers, Nothing())
     )
