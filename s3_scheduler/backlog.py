@@ -74,9 +74,17 @@ class Backlog:
 
     def read_after(self) -> str | None:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
-        after = self.resume_after() if self._surveyed else None
-        if after or self._position == END:
-            return after if after and self._has_room() else None
+        after = None
+        if self._runs_short():
+            after = self._position
+        elif self._surveyed:
+            after = self.resume_after()
+        return after if after is not None and self._has_room() else None
+
+    def _runs_short(self) -> bool:
+        """More is to be read for the first time before there is nothing left to copy quickly."""
+        if self._position == END:
+            return False
         # Only buckets that answer quickly count: behind the events of all others there may be some
         # for a bucket that is well.
         supply = len(self._future)
@@ -84,7 +92,7 @@ class Backlog:
             if supply >= 4 * self.width:
                 break
             supply += len(lane.ready) if lane.window.prompt else 0
-        return self._position if supply < 4 * self.width and self._has_room() else None
+        return supply < 4 * self.width
 
     def resume_after(self) -> str | None:
         """After which name the listing is to go on for what was left out; None: nothing can be."""
