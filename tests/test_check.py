@@ -332,6 +332,7 @@ def test_a_permission_for_tags_less(s3, role, withheld):
     assert not of(lines, "missing", "weaker")
 
 
+@needs_once
 def test_the_permission_for_once(s3):
     """once=True needs to look at targets: without that permission it is skipped, and named."""
     allow(s3, grants("runner"))
