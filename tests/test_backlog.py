@@ -672,21 +672,26 @@ def test_held_events_ripen():
     assert (it.next_held, begun(it), len(it)) == (None, [later], 0)
 
 
-@pytest.mark.parametrize("key", ["k", None], ids=["one target", "many"])
-def test_what_was_left_out_goes_before_held_events(key):
-    """While events are held, what was due and left out is read again, and nothing else is."""
-    due, held = many(350, key="k"), many(4 * WIDTH, start=1_000, key=key)
-    events = [*due, *held, *many(50, start=2_000)]
-    it = Backlog(WIDTH)
+def worked_off(it, due, held, beyond, bound=ALL_EXPIRED):
+    """Read what is due and held, deliver all that may go; what went, and which pages were new."""
     it.take_page("", held[-1].name, [*due, *held], due=held[0].name)
-    went = []
+    went, new = [], []
     while each := it.next(0.0):
         deliver(it, each)
         went.append(each)
         if after := it.read_after():
-            rest = [other for other in events if other.name > after]
-            assert it.take_page(after, None, rest, due=held[0].name) is False
-    assert went == due
+            rest = [other for other in (*due, *held, *beyond) if other.name > after]
+            new.append(it.take_page(after, None, rest, bound))
+    return went, new
+
+
+@pytest.mark.parametrize("key", ["k", None], ids=["one target", "many"])
+def test_what_was_left_out_goes_before_held_events(key):
+    """While events are held, what was due and left out is read again, and nothing else is."""
+    due, held = many(350, key="k"), many(4 * WIDTH, start=1_000, key=key)
+    it = Backlog(WIDTH)
+    went, new = worked_off(it, due, held, many(50, start=2_000), held[0].name)
+    assert (went, set(new)) == (due, {False})
     assert (len(it), it.next_held, it.read_after()) == (len(held), held[0], None)
     it.ripen(ALL_EXPIRED)
     for each in begun(it):
@@ -697,16 +702,11 @@ def test_what_was_left_out_goes_before_held_events(key):
 def test_what_falls_due_while_a_page_is_read_again():
     """What was held, or is behind the page, goes once and in its turn, as soon as it is due."""
     due, held = many(105, key="k"), many(4 * WIDTH, start=1_000, key="k")
-    events = [*due, *held, *many(5, start=2_000, key="k")]
+    beyond = many(5, start=2_000, key="k")
     it = Backlog(WIDTH)
-    it.take_page("", held[-1].name, [*due, *held], due=held[0].name)
-    went = []
-    while each := it.next(0.0):
-        deliver(it, each)
-        went.append(each)
-        if after := it.read_after():
-            give(it, [other for other in events if other.name > after], after)
-    assert went == events
+    went, new = worked_off(it, due, held, beyond)
+    assert went == [*due, *held, *beyond]
+    assert (new[0], new[-1]) == (False, True)
     assert (len(it), it.unfinished) == (0, False)
 
 
