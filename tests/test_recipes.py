@@ -214,12 +214,15 @@ class Stack:
         return found
 
     def check_buckets(self) -> None:
-        """Both buckets are made, closed to the world, and the target tells of every arrival."""
+        """Both buckets are made, closed and tidy, and the target tells of every arrival."""
         made = {it.get("BucketName"): it for it in self.of_type("AWS::S3::Bucket").values()}
         assert made.keys() >= {"my-bucket", "shop-emails"}
         # By default S3 blocks all public access.
         for bucket in made.values():
             assert not bucket.keys() & {"PublicAccessBlockConfiguration", "AccessControl"}
+            [rule] = bucket["LifecycleConfiguration"]["Rules"]
+            abort = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+            assert rule == {"Status": "Enabled", **abort}
         assert self.triggers() == [("shop-emails", ["s3:ObjectCreated:*"])]
 
 
@@ -370,6 +373,8 @@ def test_terraform() -> None:
     function = made["aws_lambda_function", "runner"]
     invoke = made["aws_lambda_function_event_invoke_config", "runner"]
     schedule = made["aws_scheduler_schedule", "every_minute"]
+    [rule] = made["aws_s3_bucket_lifecycle_configuration", "uploads"]["rule"]
+    assert rule["abort_incomplete_multipart_upload"] == [{"days_after_initiation": 1}]
     [environment] = function["environment"]
     [target] = schedule["target"]
     [window] = schedule["flexible_time_window"]
@@ -434,12 +439,17 @@ def zappa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_zappa_deployment(zappa: list[str]) -> None:
-    """The script makes buckets, deploys both stages, and sets retries and event age."""
+    """The script makes tidy buckets, deploys both stages, and sets retries and event age."""
     made = [line for line in zappa if "head-bucket" not in line and "update" not in line]
     *others, invoke = made
+    tidy = "aws s3api put-bucket-lifecycle-configuration --bucket {} --lifecycle-configuration {}"
+    abort = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+    rules = json.dumps({"Rules": [{"Status": "Enabled", "Filter": {}, **abort}]})
     assert others == [
         "aws s3 mb s3://my-bucket",
+        tidy.format("my-bucket", rules),
         "aws s3 mb s3://shop-emails",
+        tidy.format("shop-emails", rules),
         "zappa deploy runner",
         "zappa deploy consumer",
     ]

@@ -21,8 +21,12 @@ stack = Stack(app, "Later")
 python = aws_lambda.Runtime.PYTHON_3_13
 
 # Where events wait, and where they arrive.
-aws_s3.Bucket(stack, "FolderBucket", bucket_name=FOLDER_BUCKET)
-target_bucket = aws_s3.Bucket(stack, "TargetBucket", bucket_name=TARGET_BUCKET)
+# A copy in parts that is killed leaves an upload.
+rules = [aws_s3.LifecycleRule(abort_incomplete_multipart_upload_after=Duration.days(1))]
+aws_s3.Bucket(stack, "FolderBucket", bucket_name=FOLDER_BUCKET, lifecycle_rules=rules)
+target_bucket = aws_s3.Bucket(
+    stack, "TargetBucket", bucket_name=TARGET_BUCKET, lifecycle_rules=rules
+)
 
 # The runners deliver what is due, every minute.
 statements = [

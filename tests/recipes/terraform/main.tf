@@ -26,6 +26,20 @@ resource "aws_s3_bucket" "target" {
   bucket = local.target_bucket
 }
 
+# A copy in parts that is killed leaves an upload.
+resource "aws_s3_bucket_lifecycle_configuration" "uploads" {
+  for_each = { folder = aws_s3_bucket.folder.id, target = aws_s3_bucket.target.id }
+  bucket   = each.value
+  rule {
+    id     = "abort-incomplete-uploads"
+    status = "Enabled"
+    filter {}
+    abort_incomplete_multipart_upload {
+      days_after_initiation = 1
+    }
+  }
+}
+
 # The runner delivers what is due, every minute.
 
 data "aws_iam_policy_document" "lambda" {

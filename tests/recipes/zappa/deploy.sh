@@ -75,8 +75,15 @@ cat > zappa_settings.json <<END
 }
 END
 
+# A copy in parts that is killed leaves an upload.
+ABORT='"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}'
+RULES="{\"Rules\": [{\"Status\": \"Enabled\", \"Filter\": {}, $ABORT}]}"
 for bucket in "$FOLDER_BUCKET" "$TARGET_BUCKET"; do
-    aws s3api head-bucket --bucket "$bucket" > /dev/null 2>&1 || aws s3 mb "s3://$bucket"
+    aws s3api head-bucket --bucket "$bucket" > /dev/null 2>&1 || {
+        aws s3 mb "s3://$bucket"
+        aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" \
+            --lifecycle-configuration "$RULES"
+    }
 done
 for stage in runner consumer; do
     zappa update "$stage" || zappa deploy "$stage"
