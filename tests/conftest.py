@@ -43,7 +43,7 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def seaweed() -> Iterator[Any]:
     """A SeaweedFS for the whole session: an `Endpoint`, with `.client(**config)`."""
-    from s3_scheduler.demo import seaweedfs  # noqa: PLC0415  (most tests do without)
+    from support.seaweedfs import seaweedfs  # noqa: PLC0415  (most tests do without)
 
     with seaweedfs() as endpoint:
         yield endpoint
