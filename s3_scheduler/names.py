@@ -29,11 +29,10 @@ _BUCKET = re.compile(
     r"|arn:aws[a-z-]*:s3[a-z-]*:[a-z0-9-]*:[0-9]{12}:"
     r"(?:outpost[/:][A-Za-z0-9-]{1,63}[/:])?accesspoint[/:][A-Za-z0-9.-]{1,50}"
 )
+# Python 3.14 reads 24:00 as the midnight that follows.
 _NAME = re.compile(
-    r"(?P<due>[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}"
-    r"(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)Z"
-    r"\|(?P<bucket>[^|]+)\|(?P<key>.+)",
-    re.DOTALL,
+    r"(\d{4}-\d\d-\d\dT(?!24)\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)Z\|([^|]+)\|(.+)",
+    re.ASCII | re.DOTALL,
 )
 
 
@@ -116,14 +115,13 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
             f"{name!r} is not in the folder {prefix!r}; pass a name that schedule returned"
         )
     match = _NAME.fullmatch(name, len(prefix))
-    if match is None or not _BUCKET.fullmatch(match["bucket"]):
+    if match is None or not _BUCKET.fullmatch(match[2]):
         example = f"{prefix}2030-01-31T09:00:00.000000Z|bucket|key"
         raise InvalidEvent(f"{name!r} is not the name of an event; those look like {example!r}")
     try:
-        due = _complete(match["due"], "0000-00-00T00:00:00.000000")
+        return _complete(match[1], "0000-00-00T00:00:00.000000"), match[2], match[3]
     except ValueError as error:
         raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error
-    return due, match["bucket"], match["key"]
 
 
 def _complete(due: str, pattern: str) -> datetime:
