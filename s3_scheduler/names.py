@@ -59,8 +59,8 @@ def folder_prefix(folder: str) -> str:
     return prefix + "/"
 
 
-def to_utc(when: When) -> datetime:
-    """The moment, in UTC. Raises `ValueError` without a zone or outside the years 1 to 9999."""
+def to_utc(when: When, error: type[ValueError] = ValueError) -> datetime:
+    """The moment, in UTC; raises the error without a zone or outside the years 1 to 9999."""
     try:
         moment = isoparse(when) if isinstance(when, str) else when
         if isinstance(moment, timedelta):
@@ -78,7 +78,7 @@ def to_utc(when: When) -> datetime:
             "is not a moment; pass an aware datetime, a timedelta from now, or an ISO 8601 string "
             "such as '2030-01-31T09:00:00Z'"
         )
-    raise ValueError(f"{when!r} {advice}")
+    raise error(f"{when!r} {advice}")
 
 
 def format_due(moment: datetime) -> str:

@@ -91,7 +91,7 @@ class Scheduler:
         Returns the full object key, which `cancel` and `reschedule` take. Raises `InvalidEvent`,
         before anything is written, for what could never be delivered.
         """
-        name = names.build(self.folder.prefix, _due(when), bucket, key)
+        name = names.build(self.folder.prefix, names.to_utc(when, InvalidEvent), bucket, key)
         extra = dict(extra_args or {})
         _refuse_uncopyable(extra)
         content: Any = body.encode() if isinstance(body, str) else body
@@ -120,7 +120,7 @@ class Scheduler:
                 f"{when!r} is not an absolute moment, so it names no event; pass an aware "
                 "datetime or an ISO 8601 string such as '2030-01-31T09:00:00Z'"
             )
-        return names.build(self.folder.prefix, _due(when), bucket, key)
+        return names.build(self.folder.prefix, names.to_utc(when, InvalidEvent), bucket, key)
 
     def cancel(self, name: str) -> bool:
         """Remove an event; `name` is what `schedule` returned, or a name from `failed`.
@@ -158,7 +158,7 @@ class Scheduler:
         due, bucket, key = self.folder.parse(name)
         if name.startswith(self.folder.failed_prefix):
             raise NotScheduled(name)
-        moment = _due(when)
+        moment = names.to_utc(when, InvalidEvent)
         new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
         tries, waited = 0, False
         while True:
@@ -265,13 +265,6 @@ class Scheduler:
             raise
         self.folder.discard(event)
         return new_name
-
-
-def _due(when: When) -> datetime:
-    try:
-        return names.to_utc(when)
-    except ValueError as error:
-        raise InvalidEvent(str(error)) from error
 
 
 def _readable(body: Any, *, whole: bool) -> Any:
