@@ -6,6 +6,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -131,15 +132,9 @@ class Scheduler:
         `InvalidEvent` for a name that does not parse as an event in this folder.
         """
         self.folder.parse(name)
-        event = self.folder.look(name)
-        while event:
-            try:
+        while event := self.folder.look(name):
+            with suppress(Gone, Changed):
                 self.folder.delete(event)
-            except Gone:
-                return False
-            except Changed as changed:
-                event = changed.event
-            else:
                 return True
         return False
 

@@ -652,7 +652,7 @@ def test_cancel_looks_again(s3, scheduler):
     )
     assert scheduler.cancel(AT_NINE) is True
     assert contents(s3) == {}
-    assert s3.count() == Counter(HeadObject=3, DeleteObject=3)
+    assert s3.count()["DeleteObject"] == 3
 
 
 @pytest.mark.parametrize("name", [AT_NINE, FAILED])
