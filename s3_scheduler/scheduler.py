@@ -33,8 +33,7 @@ class Scheduler:
 
     Thread-safe, and cheap to make: nothing is sent before the first call.
 
-    - `bucket`: the bucket that holds the folder; never a directory bucket, whose listings have no
-      order (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
+    - `bucket`: holds the folder; never a directory bucket, whose listings have no order.
     - `folder`: with or without slashes at its ends; never empty.
     - `client`: a boto3 S3 client of your own. A run has as many copies in flight as the client has
       connections. None: one is made on first use, from boto3's default session, with timeouts of
@@ -76,15 +75,14 @@ class Scheduler:
 
         - `when`: an aware datetime, a timedelta from now, or an ISO 8601 string with an offset. A
           past moment is due at the next run.
-        - `bucket`, `key`: the target. The name of the event, folder and all, may have at most
-          1,024 bytes.
+        - `bucket`, `key`: the target. The event's whole name may have at most 1,024 bytes.
         - `body`: bytes, text (sent as UTF-8), or a binary file of any size, read from its
           current position and never held in memory whole; boto3 may close it.
-        - `replace`: the same moment, bucket and key are the same event. True: scheduling it again
-          replaces its content, so repeating a call with an absolute `when` is safe (a timedelta is
-          a new moment each time). False: raises `AlreadyScheduled` instead, atomically; the body
-          goes in one PutObject, so 5 GiB at most, and a file must be seekable. After a lost answer
-          boto3's own retry can meet its first attempt, so the error may be about this very call.
+        - `replace`: what if the same event (moment, bucket and key) is scheduled already? True: its
+          content is replaced, so a call can safely be repeated (but a timedelta is a new moment
+          each time). False: `AlreadyScheduled` is raised, atomically; the body goes in one
+          PutObject, so 5 GiB at most, and a file must be seekable. If boto3 repeats a request whose
+          answer was lost, the error may be about this very call.
         - `extra_args`: as boto3's `ExtraArgs`. Headers, `Metadata` and `Tagging` arrive at the
           target. ACL, storage class, encryption, Object Lock and website redirects do not survive
           an S3 copy, so give those to `run_due`.
@@ -93,7 +91,7 @@ class Scheduler:
         before anything is written, for what could never be delivered.
         """
         name = names.build(self.folder.prefix, names.to_utc(when, InvalidEvent), bucket, key)
-        extra = dict(extra_args or {})
+        extra = extra_args or {}
         _refuse_uncopyable(extra)
         content: Any = body.encode() if isinstance(body, str) else body
         if not isinstance(content, bytes | bytearray):
@@ -104,9 +102,9 @@ class Scheduler:
         try:
             self.folder.put(name, content, extra, create=not replace)
         except ClientError as error:
-            if replace or error_code(error) not in CHANGED:
-                raise
-            raise AlreadyScheduled(name) from error
+            if not replace and error_code(error) in CHANGED:
+                raise AlreadyScheduled(name) from error
+            raise
         return name
 
     def event_name(self, when: datetime | str, bucket: str, key: str) -> str:
@@ -114,7 +112,7 @@ class Scheduler:
 
         With it you can cancel an event without having stored its name, sign an upload URL for a
         browser, or copy an object that is already in S3 into the folder. Raises `InvalidEvent` as
-        `schedule` does, and for a timedelta, which is a new moment each time.
+        `schedule` does, and for a timedelta.
         """
         if not isinstance(when, datetime | str):
             raise InvalidEvent(
@@ -126,10 +124,10 @@ class Scheduler:
     def cancel(self, name: str) -> bool:
         """Remove an event; `name` is what `schedule` returned, or a name from `failed`.
 
-        True: it was there, and this call removed it. False: it was not there: delivered, cancelled,
-        or removed by an earlier attempt of this very call whose answer was lost. Once an event is
-        due, True does not mean undelivered: a run may be between its copy and its delete. Raises
-        `InvalidEvent` for a name that does not parse as an event in this folder.
+        True: this call removed it. False: it was not there, or an earlier attempt of this very call
+        removed it, and its answer was lost. Once an event is due, True does not mean undelivered: a
+        run may be between its copy and its delete. Raises `InvalidEvent` for a name that does not
+        parse as an event in this folder.
         """
         self.folder.parse(name)
         while event := self.folder.look(name):
@@ -144,11 +142,11 @@ class Scheduler:
         `when` is as in `schedule`; the moment that it already has changes nothing. An event of the
         same bucket and key at the new moment is replaced. Returns the new name.
 
-        Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` for a name that
-        does not parse as an event in this folder. If the event is due, a run may deliver it
-        meanwhile, and again at the new moment. Where S3 or boto3 (before 1.40.65) does not know
-        If-None-Match on copies, an event that is cancelled meanwhile may still be delivered at the
-        new moment. After any other error both names may be waiting: nothing is lost.
+        Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` as `schedule`
+        and `cancel` do. After any other error both names may be waiting: nothing is lost. If the
+        event is due, a run may deliver it meanwhile, and again at the new moment. Where S3 or boto3
+        (before 1.40.65) does not know If-None-Match on copies, an event that is cancelled meanwhile
+        may still be delivered at the new moment.
         """
         due, bucket, key = self.folder.parse(name)
         if name.startswith(self.folder.failed_prefix):
@@ -211,12 +209,11 @@ class Scheduler:
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
         """The events with `after <= due < before`, soonest first.
 
-        - `after`, `before`: as `when` in `schedule`; None: no bound. Raises `ValueError` for one
-          without a zone.
+        - `after`, `before`: as `when` in `schedule`; None: no bound.
 
         Lazy: one request for each 1,000 names, none beyond `before`. Names that do not parse as
         events are skipped. A name written by hand that stops at the minutes or seconds counts where
-        S3 lists it: at the end of its minute or second.
+        S3 lists it: at the end of its minute or second. Raises `ValueError` for an invalid bound.
         """
         prefix = self.folder.prefix
         first = prefix if after is None else names.lower_bound(prefix, names.to_utc(after))
@@ -228,8 +225,7 @@ class Scheduler:
     def failed(self) -> Iterator[Event]:
         """The events that runs have quarantined, ordered by error code; lazy as `pending`.
 
-        Their names are `<folder>/failed/<code>/<due>|<bucket>|<key>`, which `retry` and `cancel`
-        take.
+        `retry` and `cancel` take their names, `<folder>/failed/<code>/<due>|<bucket>|<key>`.
         """
         pages = self.folder.pages(prefix=self.folder.failed_prefix)
         return (event for page in pages for event in page.events)
@@ -238,8 +234,7 @@ class Scheduler:
         """Put a quarantined event back into the folder, for one more try; returns its new name.
 
         `name` is one from `failed`. Raises `NotScheduled` if it is not there, `AlreadyScheduled` if
-        the same event is waiting again, and `InvalidEvent` for a name that does not parse as an
-        event in this folder.
+        the same event is waiting again, and `InvalidEvent` as `cancel` does.
         """
         self.folder.parse(name)
         event = self.folder.look(name)
