@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from _typeshed import SupportsRead
     from mypy_boto3_s3 import S3Client
 
-TRIES = 10
-"""Times that `reschedule` begins when others change the event meanwhile."""
-
 
 class Scheduler:
     """Events in one folder of one bucket: `s3://<bucket>/<folder>/<due>|<bucket>|<key>`.
@@ -152,59 +149,64 @@ class Scheduler:
         if name.startswith(self.folder.failed_prefix):
             raise NotScheduled(name)
         moment = names.to_utc(when, InvalidEvent)
-        new_name = name if moment == due else names.build(self.folder.prefix, moment, bucket, key)
-        tries, waited = 0, False
-        while True:
-            event = self.folder.look(name)
-            if event is None and not (waited and self.folder.look(new_name)):
-                raise NotScheduled(name)
-            if event is None or new_name == name:
-                return new_name
-            there = self.folder.look(new_name)
-            tries += 1
-            # The same content may be there because another call is moving this very event, and
-            # withdraws its copy should the event disappear: let it finish.
-            if there and there.etag == event.etag and tries <= len(CONFLICT_AFTER):
-                waited = True
-                time.sleep(CONFLICT_AFTER[tries - 1])
-                continue
-            try:
-                return self._move(event, new_name, create=not there)
-            except Gone as gone:
-                raise NotScheduled(name) from gone
-            except (Changed, ClientError) as error:
-                again = isinstance(error, Changed) or error_code(error) in CHANGED
-                if not again or tries >= TRIES:
-                    raise
+        if moment != due:
+            new_name = names.build(self.folder.prefix, moment, bucket, key)
+            return self._move(name, new_name, replace=True)
+        if not self.folder.look(name):
+            raise NotScheduled(name)
+        return name
 
-    def _move(self, event: Event, new_name: str, *, create: bool) -> str:
-        """Copy and delete. If the source disappears in between, the new name is withdrawn."""
-        etag, created = self._copy(event, new_name, create=create)
-        moved = dataclasses.replace(event, name=new_name, etag=etag)
+    def _move(self, name: str, new_name: str, *, replace: bool) -> str:
+        """Rename the event; start again when what is under either name is changed meanwhile."""
+        for pause in CONFLICT_AFTER:
+            with suppress(Changed):
+                return self._move_once(name, new_name, replace=replace)
+            time.sleep(pause)
+        return self._move_once(name, new_name, replace=replace, last=True)
+
+    def _move_once(self, name: str, new_name: str, *, replace: bool, last: bool = False) -> str:
+        event = self.folder.look(name)
+        if event is None:
+            raise NotScheduled(name)
+        there = self.folder.look(new_name)
+        if there and not replace:
+            raise AlreadyScheduled(new_name)
+        # The same content may be there because another call is moving this very event, and
+        # withdraws its copy should the event disappear: let it finish.
+        if there and there.etag == event.etag and not last:
+            raise Changed(there)
+        create = not there and self.folder.can_create
+        copy, created = self._copy(event, new_name, create=create)
         try:
             self.folder.delete(event)
         except Gone as gone:
             # Else another call moved it there, or boto3's first attempt deleted it, as far as
             # anybody knows: the copy may be all there is.
-            if created and not was_retried(gone.__cause__):
-                self.folder.discard(moved)
-                raise
+            if replace and created and not was_retried(gone.__cause__):
+                self.folder.discard(copy)
+                raise NotScheduled(name) from gone
         except Changed:
-            self.folder.discard(moved)
+            self.folder.discard(copy)
             raise
         return new_name
 
-    def _copy(self, event: Event, new_name: str, *, create: bool) -> tuple[str, bool]:
-        """The copy's ETag, and whether S3 confirmed that nothing was there before."""
-        if create and self.folder.can_create:
-            try:
-                return self.folder.copy(event, self.folder.bucket, new_name, create=True), True
-            except ClientError as error:
-                # Zenko applies the condition to the source, and so refuses every copy.
-                misread = error_code(error) in CHANGED and not self.folder.look(new_name)
-                if not misread and error_code(error) not in UNSUPPORTED:
-                    raise
-        return self.folder.copy(event, self.folder.bucket, new_name), False
+    def _copy(self, event: Event, new_name: str, *, create: bool) -> tuple[Event, bool]:
+        """The copy, and whether S3 confirmed that nothing was there before.
+
+        Raises `Changed` also if, in spite of `create`, something is there.
+        """
+        try:
+            etag = self.folder.copy(event, self.folder.bucket, new_name, create=create)
+        except Gone as gone:
+            raise NotScheduled(event.name) from gone
+        except ClientError as error:
+            if not create or error_code(error) not in CHANGED | UNSUPPORTED:
+                raise
+            if there := self.folder.look(new_name):
+                raise Changed(there) from error
+            # Swift refuses the condition, and Zenko applies it to the source: do without it.
+            return self._copy(event, new_name, create=False)
+        return dataclasses.replace(event, name=new_name, etag=etag), create
 
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
         """The events with `after <= due < before`, soonest first.
@@ -237,24 +239,7 @@ class Scheduler:
         the same event is waiting again, and `InvalidEvent` as `cancel` does.
         """
         self.folder.parse(name)
-        event = self.folder.look(name)
-        if event is None:
-            raise NotScheduled(name)
-        new_name = self.folder.original_name(name)
-        if self.folder.look(new_name):
-            raise AlreadyScheduled(new_name)
-        try:
-            self._copy(event, new_name, create=True)
-        except Gone as gone:
-            raise NotScheduled(name) from gone
-        except Changed:
-            return self.retry(name)
-        except ClientError as error:
-            if error_code(error) in CHANGED:
-                raise AlreadyScheduled(new_name) from error
-            raise
-        self.folder.discard(event)
-        return new_name
+        return self._move(name, self.folder.original_name(name), replace=False)
 
 
 def _readable(body: Any, *, whole: bool) -> Any:
