@@ -13,32 +13,27 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-# ruff: disable[SIM905] - with a line for each of these words nobody would read on
-_THROTTLED = frozenset(
-    "BandwidthLimitExceeded LimitExceededException ProvisionedThroughputExceededException "
-    "RequestLimitExceeded ServiceUnavailable SlowDown TooManyRequests "
-    "TooManyRequestsException".split()
-)
+_THROTTLED = """
+    BandwidthLimitExceeded LimitExceededException ProvisionedThroughputExceededException
+    RequestLimitExceeded ServiceUnavailable SlowDown TooManyRequests TooManyRequestsException
+""".split()  # noqa: SIM905 - with a line for each of these words nobody would read on
 
-# Answers of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
+# Codes of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-_ENVIRONMENT_CODES = frozenset(
-    "AccountProblem AuthFailure AuthorizationHeaderMalformed BadDigest CredentialsNotSupported "
-    "ExpiredToken ExpiredTokenException IncompleteBody IncompleteSignature InternalError "
-    "InvalidAccessKeyId InvalidClientTokenId InvalidSecurity InvalidToken "
-    "MissingAuthenticationToken NoSuchUpload NotSignedUp PriorRequestNotComplete RequestExpired "
-    "RequestTimeTooSkewed RequestTimeout RequestTimeoutException SignatureDoesNotMatch "
-    "TokenRefreshRequired TransactionInProgressException UnrecognizedClientException "
-    "XAmzContentSHA256Mismatch".split()
-)
-# ruff: enable[SIM905]
+# https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+_ENVIRONMENT_CODES = """
+    AccountProblem AuthFailure AuthorizationHeaderMalformed BadDigest CredentialsNotSupported
+    ExpiredToken ExpiredTokenException IncompleteBody IncompleteSignature InvalidAccessKeyId
+    InvalidClientTokenId InvalidSecurity InvalidToken MissingAuthenticationToken NoSuchUpload
+    NotSignedUp PriorRequestNotComplete RequestExpired RequestTimeTooSkewed RequestTimeout
+    SignatureDoesNotMatch TokenRefreshRequired UnrecognizedClientException XAmzContentSHA256Mismatch
+""".split()  # noqa: SIM905 - see above
 
 # What botocore itself refuses to send: a bucket that has no endpoint.
 _INVALID_TARGET = (
     exceptions.EndpointProviderError,
     exceptions.ParamValidationError,
     exceptions.UnsupportedS3AccesspointConfigurationError,
-    exceptions.UnsupportedS3ArnError,
     exceptions.UnsupportedS3ConfigurationError,
 )
 
@@ -48,10 +43,7 @@ class UnconfirmedAnswer(SchedulerError):
 
 
 def confirmed(answer: Any, field: str, what: str) -> str:
-    """The field of an answer, without which nothing is confirmed: boto3 takes any 200 for success.
-
-    Raises `UnconfirmedAnswer`.
-    """
+    """The field of an answer; raises `UnconfirmedAnswer` without it: boto3 takes any 200."""
     if not answer.get(field):
         raise UnconfirmedAnswer(f"S3 answered 200 and did not confirm {what}")
     return str(answer[field])
@@ -68,19 +60,19 @@ def error_code(error: BaseException | None) -> str:
 
 def http_status(error: BaseException | None) -> int:
     """The HTTP status of S3's answer; 0 if the error is not an answer."""
-    if not isinstance(error, ClientError):
-        return 0
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(_metadata(error).get("HTTPStatusCode", 0))
 
 
 def was_retried(error: BaseException | None) -> bool:
     """True if boto3 sent the request more than once, so that an earlier attempt may have acted."""
-    if not isinstance(error, ClientError):
-        return False
-    return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts"))
+    return bool(_metadata(error).get("RetryAttempts"))
 
 
-def is_throttling(error: Exception) -> bool:
+def _metadata(error: BaseException | None) -> Any:
+    return error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
+
+
+def is_throttling(error: Exception | None) -> bool:
     """True if S3 asked for fewer requests, and says nothing of this one."""
     code = error_code(error)
     return code in _THROTTLED or "throttl" in code.lower() or http_status(error) in (429, 503)
@@ -88,8 +80,6 @@ def is_throttling(error: Exception) -> bool:
 
 def is_transient(error: Exception | None) -> bool:
     """True if the same request may succeed in a moment."""
-    if not isinstance(error, ClientError):
-        return False
     return is_throttling(error) or error_code(error) in {"InternalError", "500", *CONFLICT}
 
 

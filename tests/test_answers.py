@@ -9,7 +9,7 @@ from botocore.exceptions import (
     EndpointConnectionError,
     ParamValidationError,
     ReadTimeoutError,
-    UnsupportedS3ArnError,
+    UnsupportedS3AccesspointConfigurationError,
 )
 
 from s3_scheduler.answers import (
@@ -36,7 +36,7 @@ def answer(status, code, **metadata):
 
 ELSEWHERE = EndpointConnectionError(endpoint_url="http://127.0.0.1")
 TIMED_OUT = ReadTimeoutError(endpoint_url="http://127.0.0.1")
-NO_ARN = UnsupportedS3ArnError(arn="arn:aws:s3:::b")
+NO_ARN = UnsupportedS3AccesspointConfigurationError(msg="no")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_without_traceback():
             raise ELSEWHERE
         except EndpointConnectionError as error:
             raise NO_ARN from error
-    except UnsupportedS3ArnError as error:
+    except UnsupportedS3AccesspointConfigurationError as error:
         kept = without_traceback(error)
     assert kept is NO_ARN
     assert kept.__traceback__ is kept.__cause__ is kept.__context__ is None
