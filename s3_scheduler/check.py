@@ -67,7 +67,7 @@ class Check:
         folder = self.folder
         event, _ = self._both(folder.delete, "a rescheduled event keeps its")
         self._upload()
-        create = partial(folder.put, self.name, b"second", {}, create=True)
+        create = partial(folder.put, self.name, b"second", IfNoneMatch="*")
         self._promise("replace=False never overwrites", _flaw("If-None-Match", create))
         self._write(b"third")
         flaw = _flaw("If-Match on deletes", partial(folder.delete, event))
@@ -86,7 +86,7 @@ class Check:
     def _runner(self, target_buckets: Collection[str]) -> None:
         event, tagged = self._both(self._delete, "a delivered event arrives with its")
         self.tell("ok", "failed events can be quarantined")
-        self._once(partial(self._copy, event, key=f"{self.name}-once", create=True))
+        self._once(partial(self._copy, event, key=f"{self.name}-once", IfNoneMatch="*"))
         for bucket in target_buckets:
             with self._or_tell("missing"):
                 self._target(event, tagged, bucket)
@@ -119,7 +119,7 @@ class Check:
         if not self.folder.can_create:
             return
         with self._or_tell("skipped", "once=True: "):
-            look = partial(self.folder.has_content, event, *place, {})
+            look = partial(self.folder.has_content, event, *place)
             flaw = "" if _ask("GetObject", objects, look) else "this store changes their ETags"
             self._promise(f"once=True knows what it has delivered to s3://{bucket}/", flaw)
 
@@ -154,7 +154,7 @@ class Check:
     def _write(self, body: bytes = b"first", action: str = "PutObject", **more: Any) -> Event:
         """Write a scratch event, read it and list it."""
         folder, name = self.folder, self.name + ("-tagged" if more else "")
-        put = partial(folder.put, name, body, {**FIELDS, **more}, create=False)
+        put = partial(folder.put, name, body, **FIELDS, **more)
         _ask(action, self.writable, partial(self._make, folder.bucket, name, put))
         event: Event = _ask("GetObject", self.here, partial(folder.look, name))
         where = f"{_arn(folder.bucket)} with the prefix {folder.prefix}*"
@@ -163,9 +163,9 @@ class Check:
             raise Missing(f"this store does not list s3://{folder.bucket}/{name} as it was written")
         return event
 
-    def _copy(self, event: Event, bucket: str = "", key: str = "", *, create: bool = False) -> None:
+    def _copy(self, event: Event, bucket: str = "", key: str = "", **more: str) -> None:
         bucket, key = bucket or self.folder.bucket, key or f"{self.name}-copy"
-        self._make(bucket, key, partial(self.folder.copy, event, bucket, key, create=create))
+        self._make(bucket, key, partial(self.folder.copy, event, bucket, key, **more))
 
     def _make(self, bucket: str, key: str, send: Callable[[], object]) -> None:
         """Make an object; unless S3 refuses, it is to be removed, also if its answer is lost."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import boto3
 from botocore.exceptions import ClientError
 
-from . import names
+from . import copies, names
 from .answers import (
     CHANGED,
     UNSUPPORTED,
@@ -65,7 +65,9 @@ class Delivery:
         for name in self.extra_args:
             if name.startswith(("If", "CopySource")) or name in ("Bucket", "Key"):
                 raise ValueError(f"{name} in extra_args is for the run itself to set; leave it out")
-        self.folder.check_copy_arguments(self.extra_args)
+        copies.check_arguments(self.folder.client, self.extra_args)
+        if self.once:
+            self.extra_args = {**self.extra_args, "IfNoneMatch": "*"}
         if self.target_buckets is not None:
             self.target_buckets = frozenset(self.target_buckets)
 
@@ -92,7 +94,7 @@ class Delivery:
         while True:
             left -= 1
             try:
-                self.folder.copy(event, event.bucket, event.key, self.extra_args, create=self.once)
+                self.folder.copy(event, event.bucket, event.key, **self.extra_args)
                 return Copied(event)
             except Changed as changed:
                 if not left or not may_begin():
@@ -111,7 +113,7 @@ class Delivery:
 
     def _was_delivered(self, event: Event) -> bool:
         """Whether what is at the target is the event; False: nothing is there any more."""
-        same = self.folder.has_content(event, event.bucket, event.key, self.extra_args)
+        same = self.folder.has_content(event, event.bucket, event.key, **self.extra_args)
         if same is False:
             raise CopyRefused(
                 "TargetExists",
@@ -130,7 +132,7 @@ class Delivery:
         owner = self.extra_args.get("ExpectedSourceBucketOwner")
         owners = {"ExpectedBucketOwner": owner, "ExpectedSourceBucketOwner": owner} if owner else {}
         try:
-            self.folder.move(event, name, owners)
+            self.folder.move(event, name, **owners)
         except Exception as refusal:  # noqa: BLE001 - it stays, and is tried again
             logger.warning("%r could not be moved to %r: %r", event.name, name, refusal)
             return False

@@ -16,29 +16,16 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, ParamValidationError
-from botocore.handlers import validate_ascii_metadata
-from botocore.validate import validate_parameters
+from botocore.exceptions import ClientError
 
-from . import multipart, names
-from .answers import (
-    CHANGED,
-    CONFLICT,
-    GONE,
-    UNSUPPORTED,
-    UnconfirmedAnswer,
-    confirmed,
-    error_code,
-    http_status,
-    is_transient,
-    without_traceback,
-)
+from . import answers, copies, names
+from .answers import UnconfirmedAnswer, confirmed, error_code, without_traceback
 from .errors import InvalidEvent, SchedulerError
 from .names import Event
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CopySourceTypeDef, HeadObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -110,28 +97,8 @@ class Folder:
 
     @property
     def can_create(self) -> bool:
-        """Whether boto3 knows If-None-Match on copies, as it does since October 2025:
-        https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
-        """
-        return "IfNoneMatch" in self._copy_shape.members
-
-    @property
-    def _copy_shape(self) -> Any:
-        return self.client.meta.service_model.operation_model("CopyObject").input_shape
-
-    def check_copy_arguments(self, extra_args: Mapping[str, Any]) -> None:
-        """Raise `ValueError` for arguments that boto3 does not take for a copy."""
-        target = {"Bucket": "bucket", "Key": "key", "CopySource": "bucket/key"}
-        try:
-            validate_parameters({**target, **extra_args}, self._copy_shape)
-            validate_ascii_metadata(extra_args)
-        except ParamValidationError as error:
-            raise ValueError(f"extra_args holds what no copy takes: {error}") from error
-        for name, value in extra_args.items():
-            known = getattr(self._copy_shape.members[name], "enum", None)
-            # Not of storage classes: other stores have some of their own.
-            if known and value not in known and name != "StorageClass":
-                raise ValueError(f"{name} {value!r} in extra_args is none of {', '.join(known)}")
+        """Whether boto3 knows If-None-Match on copies, as it does since October 2025."""
+        return "IfNoneMatch" in copies.shape(self.client, "CopyObject").members
 
     # Names
 
@@ -199,15 +166,13 @@ class Folder:
         try:
             answer = self.client.head_object(Bucket=bucket, Key=key, **owner)
         except ClientError as error:
-            if error_code(error) in GONE:
+            if error_code(error) in answers.GONE:
                 return None
             raise
         confirmed(answer, "ETag", f"what s3://{bucket}/{key} is")
         return answer
 
-    def has_content(
-        self, event: Event, bucket: str, key: str, extra_args: Mapping[str, Any]
-    ) -> bool | None:
+    def has_content(self, event: Event, bucket: str, key: str, **extra_args: Any) -> bool | None:
         """Whether the object there has the event's content; None: there is no object."""
         owner = {k: v for k, v in extra_args.items() if k == "ExpectedBucketOwner"}
         there = self._head(bucket, key, **owner)
@@ -227,83 +192,52 @@ class Folder:
     # Writing
 
     def _send(self, event: Event, send: Callable[..., T], **condition: str) -> T:
-        """Send what changes the event, on condition that it is what it was, if the store can.
-
-        Raises `Gone` or `Changed` if it is not. Some stores answer so wrongly: look first.
-        """
+        """Send what changes the event; raises `Gone` or `Changed` if it is not what it was."""
         try:
-            try:
-                return _despite_conflicts(partial(send, **condition))
-            except ClientError as error:
-                if error_code(error) not in UNSUPPORTED:
-                    raise
-            return _despite_conflicts(send)
+            return _despite_conflicts(partial(send, **condition))
         except ClientError as error:
-            if error_code(error) in GONE | CHANGED:
-                now = self.look(event.name)
+            code = error_code(error)
+            if condition and code in answers.UNSUPPORTED:
+                return self._send(event, send)  # without the condition
+            if code in answers.GONE | answers.CHANGED:
+                now = self.look(event.name)  # for some stores answer so wrongly
                 if now is None:
                     raise Gone from error
                 if now.etag != event.etag:
                     raise Changed(now) from error
             raise
 
-    def put(self, name: str, body: Any, extra_args: Mapping[str, Any], *, create: bool) -> None:
-        """Write an object in one request; with `create` S3 answers 412 if it exists."""
-        condition: Any = {"IfNoneMatch": "*"} if create else {}
+    def put(self, name: str, body: Any, /, **extra_args: Any) -> None:
+        """Write an object in one request."""
 
-        def send() -> None:
+        def send() -> Any:
             if hasattr(body, "seek"):
                 body.seek(0)  # an earlier attempt has read it
-            answer = self.client.put_object(
-                Bucket=self.bucket, Key=name, Body=body, **condition, **extra_args
-            )
-            confirmed(answer, "ETag", f"the writing of {name!r}")
+            return self.client.put_object(Bucket=self.bucket, Key=name, Body=body, **extra_args)
 
-        _despite_conflicts(send)
+        confirmed(_despite_conflicts(send), "ETag", f"the writing of {name!r}")
 
     def upload(self, name: str, file: IO[bytes], extra_args: Mapping[str, Any]) -> None:
         """Write a file of any size, which is never held in memory whole."""
         self.client.upload_fileobj(file, self.bucket, name, ExtraArgs=dict(extra_args))
 
-    def copy(
-        self,
-        event: Event,
-        bucket: str,
-        key: str,
-        extra_args: Mapping[str, Any] | None = None,
-        *,
-        create: bool = False,
-    ) -> str:
+    def copy(self, event: Event, bucket: str, key: str, **extra_args: Any) -> str:
         """Copy the event inside S3, with its headers, metadata and tags; returns the copy's ETag.
 
-        Raises `Gone` or `Changed` if the event is not what it was, and with `create` S3's 412 if
-        the target exists.
+        Raises `Gone` or `Changed` if the event is not what it was.
         """
-        source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": event.name}
-        extra = {**(extra_args or {}), **({"IfNoneMatch": "*"} if create else {})}
-
-        def send(**condition: str) -> str:
-            given = {**extra, **condition}
-            if event.size > multipart.THRESHOLD:
-                target = {"Bucket": bucket, "Key": key}
-                return multipart.copy(self.client, source, event, target, given)
-            answer = self.client.copy_object(Bucket=bucket, Key=key, CopySource=source, **given)
-            result = answer.get("CopyObjectResult", {})
-            return confirmed(result, "ETag", f"the copy of {event.name!r}")
-
+        source = {"Bucket": self.bucket, "Key": event.name}
+        target = {"Bucket": bucket, "Key": key, **extra_args}
+        send = partial(copies.copy, self.client, event, CopySource=source, **target)
         return self._send(event, send, CopySourceIfMatch=event.etag)
 
-    def move(self, event: Event, name: str, extra_args: Mapping[str, Any]) -> None:
-        """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
-
-        If it disappears between copy and delete, another moved it to the same name, or an earlier
-        attempt of boto3's deleted it: the copy stays.
-        """
-        etag = self.copy(event, self.bucket, name, extra_args)
+    def move(self, event: Event, name: str, **extra_args: Any) -> None:
+        """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed."""
+        etag = self.copy(event, self.bucket, name, **extra_args)
         try:
-            self.delete(event)
-        except Gone:
-            return
+            # If it is gone, another moved it there, or an attempt whose answer was lost deleted it.
+            with suppress(Gone):
+                self.delete(event)
         except Changed:
             self.discard(replace(event, name=name, etag=etag))
             raise
@@ -333,23 +267,17 @@ class Folder:
         for pause in (0.0, *RESEND_AFTER):
             time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - nothing secret
             results |= self._delete_once(left)
-            left = [event for event in left if is_transient(results[event.name])]
+            left = [event for event in left if answers.is_transient(results[event.name])]
             if not left:
                 break
         return {name: error for name, error in results.items() if error}
 
     def _delete_once(self, events: Sequence[Event]) -> dict[str, Exception | None]:
         # The XML of DeleteObjects cannot hold every character that a key can.
-        together = [event for event in events if event.name.isprintable()]
-        try:
-            results = self._delete_together(together) if together else {}
-        except Exception as error:  # noqa: BLE001 - the report carries it
-            results = dict.fromkeys((event.name for event in together), without_traceback(error))
-            if http_status(error) in (400, 405, 501):
-                results = {}  # Swift and Zenko, say, want the MD5 that boto3 gave up sending
+        results = self._delete_together([event for event in events if event.name.isprintable()])
         for event in events:
             # What the answer does not name is not confirmed, and some stores judge ETags wrongly.
-            if event.name not in results or error_code(results[event.name]) in CHANGED:
+            if event.name not in results or error_code(results[event.name]) in answers.CHANGED:
                 results[event.name] = None
                 try:
                     with suppress(Gone):
@@ -360,13 +288,18 @@ class Folder:
 
     def _delete_together(self, events: list[Event]) -> dict[str, Exception | None]:
         """What DeleteObjects says of each event that its answer names; None: it is deleted."""
+        if not events:
+            return {}
         objects: Any = [{"Key": event.name, "ETag": event.etag} for event in events]
-        answer = self.client.delete_objects(
-            Bucket=self.bucket, Delete={"Objects": objects, "Quiet": False}
-        )
+        try:
+            answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects})
+        except Exception as refusal:  # noqa: BLE001 - the report carries it
+            if answers.http_status(refusal) in (400, 405, 501):
+                return {}  # Swift and Zenko, say, want the MD5 that boto3 gave up sending
+            return dict.fromkeys((event.name for event in events), without_traceback(refusal))
         results: dict[str, Exception | None] = {d["Key"]: None for d in answer.get("Deleted", ())}
         for error in answer.get("Errors", ()):
-            gone = error["Code"] in GONE
+            gone = error["Code"] in answers.GONE
             results[error["Key"]] = None if gone else ClientError({"Error": error}, "DeleteObjects")
         return results
 
@@ -377,7 +310,7 @@ def _despite_conflicts(send: Callable[[], T]) -> T:
         try:
             return send()
         except ClientError as error:
-            if error_code(error) not in CONFLICT:
+            if error_code(error) not in answers.CONFLICT:
                 raise
         time.sleep(pause)
     return send()

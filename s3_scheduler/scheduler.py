@@ -96,8 +96,9 @@ class Scheduler:
             if replace:
                 self.folder.upload(name, content, extra)
                 return name
+        condition = {} if replace else {"IfNoneMatch": "*"}
         try:
-            self.folder.put(name, content, extra, create=not replace)
+            self.folder.put(name, content, **condition, **extra)
         except ClientError as error:
             if not replace and error_code(error) in CHANGED:
                 raise AlreadyScheduled(name) from error
@@ -195,8 +196,9 @@ class Scheduler:
 
         Raises `Changed` also if, in spite of `create`, something is there.
         """
+        condition = {"IfNoneMatch": "*"} if create else {}
         try:
-            etag = self.folder.copy(event, self.folder.bucket, new_name, create=create)
+            etag = self.folder.copy(event, self.folder.bucket, new_name, **condition)
         except Gone as gone:
             raise NotScheduled(event.name) from gone
         except ClientError as error:

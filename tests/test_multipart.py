@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from s3_scheduler import Scheduler, SchedulerError, folder, multipart, run_due
+from s3_scheduler import Scheduler, SchedulerError, copies, folder, run_due
 from s3_scheduler.folder import Changed, Folder, Gone
 from support.fakes3 import (
     Cut,
@@ -76,7 +76,7 @@ def put(s3, later, size=3 * GIB, content=b"body", name=NAME, **headers):
 
 
 def copy(later, event, extra_args=None, **more):
-    return later.copy(event, event.bucket, event.key, extra_args, **more)
+    return later.copy(event, event.bucket, event.key, **{**(extra_args or {}), **more})
 
 
 def requests(s3, operation):
@@ -139,7 +139,7 @@ def test_ranges(s3, later, size):
 
 def test_parts_grow(s3, later, monkeypatch):
     """Beyond the most parts that an upload may have, the parts are larger."""
-    monkeypatch.setattr(multipart, "MAX_PARTS", 10)
+    monkeypatch.setattr(copies, "MAX_PARTS", 10)
     s3.max_parts = 10
     copy(later, put(s3, later, 10 * 256 * MIB + 1))
     sizes = sorted(part_sizes(s3))
@@ -186,7 +186,7 @@ def test_parts_in_flight(s3, later):
     event = put(s3, later, 8 * GIB)
     s3.latency, s3.after = latency, after
     copy(later, event)
-    assert 1 < most <= multipart.MAX_PARTS_IN_FLIGHT
+    assert 1 < most <= copies.MAX_PARTS_IN_FLIGHT
 
 
 def test_a_bucket_that_hangs_holds_up_no_other():
@@ -197,7 +197,7 @@ def test_a_bucket_that_hangs_holds_up_no_other():
             later = Folder("events", "later", s3.client(max_pool_connections=20))
             s3.fault = sick("bad", on("UploadPartCopy", *[Hang()] * 100))
             stuck = [pool.submit(copy, later, put(s3, later, name=name)) for name in names]
-            while len(requests(s3, "UploadPartCopy")) < 4 * multipart.MAX_PARTS_IN_FLIGHT:
+            while len(requests(s3, "UploadPartCopy")) < 4 * copies.MAX_PARTS_IN_FLIGHT:
                 time.sleep(0.01)
             copy(later, put(s3, later))
             assert s3.buckets["target"]["k"].size == 3 * GIB
@@ -385,13 +385,13 @@ def test_a_source_that_goes_in_mid_copy(s3, later, turn):
 
 @needs_once
 def test_create(s3, later):
-    """With `create` the object appears only if nothing is there when it is completed."""
+    """With If-None-Match the object appears only if nothing is there when it is completed."""
     event = put(s3, later)
-    copy(later, event, create=True)
+    copy(later, event, IfNoneMatch="*")
     (completed,) = requests(s3, "CompleteMultipartUpload")
     assert completed.headers["if-none-match"] == "*"
     with pytest.raises(ClientError, match="PreconditionFailed"):
-        copy(later, event, create=True)
+        copy(later, event, IfNoneMatch="*")
     assert s3.uploads == {}
 
 
@@ -401,7 +401,7 @@ def test_create_of_what_appears_meanwhile(s3, later):
     event = put(s3, later)
     meanwhile(s3, "CompleteMultipartUpload", lambda: s3.put("target", "k", b"other"))
     with pytest.raises(ClientError, match="PreconditionFailed"):
-        copy(later, event, create=True)
+        copy(later, event, IfNoneMatch="*")
     assert s3.buckets["target"]["k"].content == b"other"
     assert s3.uploads == {}
 
@@ -463,7 +463,7 @@ def test_the_abort_comes_last(s3, later):
     with pytest.raises(ClientError, match="AccessDenied"):
         copy(later, event)
     assert s3.log[-1].operation == "AbortMultipartUpload"
-    assert len(requests(s3, "UploadPartCopy")) < 8 * GIB // multipart.PART
+    assert len(requests(s3, "UploadPartCopy")) < 8 * GIB // copies.PART
     assert s3.uploads == {}
 
 
@@ -557,8 +557,8 @@ def test_a_run(s3):
 @pytest.mark.slow
 def test_a_real_server(seaweed_client, bucket, target, monkeypatch):
     """A real server puts the parts together, byte for byte, with all that belongs to it."""
-    monkeypatch.setattr(multipart, "THRESHOLD", 5 * MIB)
-    monkeypatch.setattr(multipart, "PART", 5 * MIB)
+    monkeypatch.setattr(copies, "THRESHOLD", 5 * MIB)
+    monkeypatch.setattr(copies, "PART", 5 * MIB)
     later = Folder(bucket, "later", seaweed_client)
     body = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(12 * MIB // 32))
     seaweed_client.put_object(

@@ -24,7 +24,7 @@ TESTS = {
     "backlog": "backlog",
     "window": "backlog",
     "unconfirmed": "unconfirmed limits",
-    "multipart": "multipart",
+    "copies": "multipart folder",
     "folder": "folder multipart nothing_lost failures scheduler",
     "delivery": "failures once order nothing_lost runner",
 }
