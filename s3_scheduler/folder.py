@@ -25,25 +25,22 @@ from .names import Event
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
+# The default client's settings.
 CONFIG = Config(
-    connect_timeout=5,
-    read_timeout=60,
+    connect_timeout=5,  # seconds
+    read_timeout=60,  # seconds
     retries={"mode": "standard", "total_max_attempts": 3},
-    max_pool_connections=32,
+    max_pool_connections=32,  # and copies of a run in flight: best at latencies of 10 to 100 ms
 )
-"""The default client's settings; times in seconds. A run has as many copies in flight as there are
-connections: 32 was best at latencies of 10, 30 and 100 ms."""
 
 PAGE = 1_000  # names in a page of a listing, which is all that S3 gives at once
 
-# Seconds before what boto3 does not try again is sent again: a key that DeleteObjects could not
-# delete, and a request that met another write of the same key.
-RESEND_AFTER = (0.2, 0.4, 0.8, 1.6, 1.6, 1.6)
-CONFLICT_AFTER = (0.1, 0.2, 0.4, 0.8)
+# Seconds before what boto3 does not try again is sent again.
+RESEND_AFTER = (0.2, 0.4, 0.8, 1.6, 1.6, 1.6)  # a key that DeleteObjects could not delete
+CONFLICT_AFTER = (0.1, 0.2, 0.4, 0.8)  # a request that met another write of the same key
 
 
 class Gone(Exception):
@@ -91,8 +88,7 @@ class Folder:
     @property
     def width(self) -> int:
         """The connections of the client, and so the copies that a run has in flight."""
-        # botocore's stubs do not know the attributes of its Config.
-        config: Any = self.client.meta.config
+        config: Any = self.client.meta.config  # whose attributes botocore's stubs do not know
         return int(config.max_pool_connections)
 
     @property
@@ -134,43 +130,38 @@ class Folder:
         )
         if "IsTruncated" not in answer or (answer["IsTruncated"] and "Contents" not in answer):
             raise UnconfirmedAnswer(f"S3 answered 200 and did not list s3://{self.bucket}/{after}")
-        events: list[Event] = []
-        invalid: list[str] = []
-        name = None
+        page = Page([], [], None)
         for entry in answer.get("Contents", ()):
             name = entry["Key"]
             if before and name >= before:
-                return Page(events, invalid, None)
+                return page
             try:
-                events.append(Event(*self.parse(name), name, entry["Size"], entry["ETag"]))
+                page.events.append(Event(*self.parse(name), name, entry["Size"], entry["ETag"]))
             except InvalidEvent:
-                invalid.append(name)
-        return Page(events, invalid, name if answer["IsTruncated"] else None)
+                page.invalid.append(name)
+        return page._replace(last=name) if answer["IsTruncated"] else page
 
     def pages(self, after: str = "", before: str = "", prefix: str = "") -> Iterator[Page]:
         """All pages, each when it is asked for."""
-        last: str | None = after
-        while last is not None:
-            page = self.page(last, before, prefix=prefix)
+        page = Page([], [], after)
+        while page.last is not None:
+            page = self.page(page.last, before, prefix=prefix)
             yield page
-            last = page.last
 
     def look(self, name: str) -> Event | None:
         """The event of that name as it is now; None: there is none."""
-        answer = self._head(self.bucket, name)
-        if answer is None:
-            return None
-        return Event(*self.parse(name), name, answer["ContentLength"], answer["ETag"])
+        head = self._head(self.bucket, name)
+        return Event(*self.parse(name), name, head["ContentLength"], head["ETag"]) if head else None
 
-    def _head(self, bucket: str, key: str, **owner: Any) -> HeadObjectOutputTypeDef | None:
+    def _head(self, bucket: str, key: str, **owner: Any) -> Any:
         try:
-            answer = self.client.head_object(Bucket=bucket, Key=key, **owner)
+            head = self.client.head_object(Bucket=bucket, Key=key, **owner)
         except ClientError as error:
             if error_code(error) in answers.GONE:
                 return None
             raise
-        confirmed(answer, "ETag", f"what s3://{bucket}/{key} is")
-        return answer
+        confirmed(head, "ETag", f"what s3://{bucket}/{key} is")
+        return head
 
     def has_content(self, event: Event, bucket: str, key: str, **extra_args: Any) -> bool | None:
         """Whether the object there has the event's content; None: there is no object."""
@@ -182,7 +173,7 @@ class Folder:
             return True
         # The ETags of objects in parts, or encrypted by KMS, do not tell:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-        here: Any = self._head(self.bucket, event.name)
+        here = self._head(self.bucket, event.name)
         if here is None:
             raise Gone
         kms = any("kms" in head.get("ServerSideEncryption", "") for head in (here, there))
@@ -260,7 +251,7 @@ class Folder:
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
         """Delete events that are still what they were; returns the failures by name.
 
-        An event that is gone is no failure; one that was replaced has failed with `Changed`.
+        One that was replaced has failed with `Changed`; one that is gone has not failed.
         """
         results: dict[str, Exception | None] = {}
         left = list(events)
