@@ -3,28 +3,22 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import boto3
 from botocore.exceptions import ClientError
 
 from . import copies, names
-from .answers import (
-    CHANGED,
-    UNSUPPORTED,
-    error_code,
-    http_status,
-    is_callers_fault,
-    without_traceback,
-)
+from .answers import CHANGED, error_code, http_status, is_callers_fault, without_traceback
 from .errors import CopyRefused
-from .folder import Changed, Folder, Gone
+from .folder import Changed, Folder
 from .names import Event
 from .report import Failure
 
 logger = logging.getLogger(__package__)
 
 TRIES = 3  # times that an event is copied which is replaced meanwhile
+REFUSALS = (400, 412, 501)  # how S3s answer that do not take If-None-Match on copies
 ADVICE = "once=True needs a store that takes If-None-Match on copies: try `s3-scheduler check`"
 
 
@@ -35,18 +29,12 @@ class Copied(NamedTuple):
     before: bool = False
 
 
-Outcome: TypeAlias = Copied | Failure | Gone | Changed
-
-
 @dataclass
 class Delivery:
-    """How a run copies events; raises `ValueError` for invalid arguments. Threads share it.
-
-    `expired`: names that sort before this have been tried long enough.
-    """
+    """How a run copies events; raises `ValueError` for invalid arguments. Threads share it."""
 
     folder: Folder
-    expired: str
+    expired: str  # names that sort before this have been tried long enough
     once: bool
     target_buckets: Collection[str] | None
     extra_args: Mapping[str, Any]
@@ -71,45 +59,36 @@ class Delivery:
         if self.target_buckets is not None:
             self.target_buckets = frozenset(self.target_buckets)
 
-    def deliver(self, event: Event, may_begin: Callable[[], bool]) -> Outcome:
-        """Copy the event to its target; what S3 will never take is quarantined if it is expired.
-
-        `may_begin` tells whether there is time for another copy.
-        """
+    def deliver(self, event: Event, in_time: Callable[[], bool]) -> Copied | Failure:
+        """Copy the event to its target; what S3 will never take is quarantined if it is expired."""
         try:
-            return self._copy(event, may_begin)
-        except (Gone, Changed) as answer:
-            return answer
+            return self._copy(event, in_time)
         except Exception as error:  # noqa: BLE001 - one bad event stops no other
             return Failure(event, without_traceback(error), self._quarantine(event, error))
 
-    def _copy(self, event: Event, may_begin: Callable[[], bool]) -> Copied:
+    def _copy(self, event: Event, in_time: Callable[[], bool], tries: int = TRIES) -> Copied:
         if self.target_buckets is not None and event.bucket not in self.target_buckets:
             raise CopyRefused(
                 "TargetNotAllowed",
                 f"{event.bucket!r} is not one of target_buckets {sorted(self.target_buckets)}; "
                 "add it there if events may go to it",
             )
-        left = TRIES
-        while True:
-            left -= 1
-            try:
-                self.folder.copy(event, event.bucket, event.key, **self.extra_args)
-                return Copied(event)
-            except Changed as changed:
-                if not left or not may_begin():
-                    raise
-                event = changed.event
-            except ClientError as error:
-                if not self.once:
-                    raise
-                code = error_code(error)
-                if code in CHANGED and self._was_delivered(event):
-                    return Copied(event, before=True)
-                if code not in CHANGED or not left:
-                    if code in UNSUPPORTED | CHANGED or http_status(error) == 400:  # noqa: PLR2004
-                        error.args = (f"{error} ({ADVICE})",)
-                    raise
+        try:
+            self.folder.copy(event, event.bucket, event.key, **self.extra_args)
+        except Changed as changed:
+            if tries == 1 or not in_time():
+                raise
+            return self._copy(changed.event, in_time, tries - 1)
+        except ClientError as error:
+            exists = self.once and error_code(error) in CHANGED
+            if exists and self._was_delivered(event):
+                return Copied(event, before=True)
+            if exists and tries > 1:
+                return self._copy(event, in_time, tries - 1)
+            if self.once and http_status(error) in REFUSALS:
+                error.args = (f"{error} ({ADVICE})",)
+            raise
+        return Copied(event)
 
     def _was_delivered(self, event: Event) -> bool:
         """Whether what is at the target is the event; False: nothing is there any more."""
@@ -129,10 +108,9 @@ class Delivery:
         name = self.folder.failed_name(event.name, error_code(error))
         if len(name.encode()) > names.MAX_NAME:
             return False
-        owner = self.extra_args.get("ExpectedSourceBucketOwner")
-        owners = {"ExpectedBucketOwner": owner, "ExpectedSourceBucketOwner": owner} if owner else {}
+        owner = {k: v for k, v in self.extra_args.items() if k == "ExpectedSourceBucketOwner"}
         try:
-            self.folder.move(event, name, **owners)
+            self.folder.move(event, name, **owner)
         except Exception as refusal:  # noqa: BLE001 - it stays, and is tried again
             logger.warning("%r could not be moved to %r: %r", event.name, name, refusal)
             return False

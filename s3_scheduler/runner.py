@@ -14,7 +14,7 @@ from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
 from .backlog import Backlog
 from .clock import Clock
-from .delivery import Copied, Delivery, Outcome
+from .delivery import Copied, Delivery
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
 from .report import Failure, Report, Tally
@@ -245,7 +245,7 @@ class Run:
             work = partial(self.delivery.deliver, event, self._in_time)
             self._submit(work, partial(self._settle_copy, event, began))
 
-    def _settle_copy(self, event: Event, began: float, done: Future[Outcome]) -> None:
+    def _settle_copy(self, event: Event, began: float, done: Future[Copied | Failure]) -> None:
         outcome, now = done.result(), self.clock.elapsed()
         if isinstance(outcome, Copied):
             if outcome.before:
@@ -254,9 +254,10 @@ class Run:
                 self.tally.add_copy(self.clock.now() - event.due)
             self.backlog.delivered(event, now, now - began)
             self.unconfirmed.add(outcome.event, now)
-        elif isinstance(outcome, Gone | Changed):
-            self.changed |= isinstance(outcome, Changed)
-            self.backlog.passed_over(event, now, left=isinstance(outcome, Gone))
+        elif isinstance(outcome.error, Gone | Changed):
+            gone = isinstance(outcome.error, Gone)
+            self.changed |= not gone
+            self.backlog.passed_over(event, now, left=gone)
         elif is_throttling(outcome.error):
             if self.backlog.throttled(event, now, began):
                 self.tally.add_failure(outcome)
