@@ -1,13 +1,10 @@
 """What a run did."""
 
-import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
 from .errors import SchedulerError
 from .names import Event
-
-logger = logging.getLogger(__package__)
 
 MAX_FAILURES = 1_000
 MAX_INVALID_NAMES = 100
@@ -26,14 +23,26 @@ class Failure:
 class Report:
     """What a run did."""
 
-    copied: int  # copies that S3 confirmed, whether or not their originals are deleted
-    delivered_before: int  # with `once`: what an earlier run had delivered but not deleted
-    failed: int  # events that failed
-    failures: tuple[Failure, ...]  # the first thousand of them
-    invalid: int  # names that sort before now and are not events; they are left alone
-    invalid_names: tuple[str, ...]  # the first hundred of them
-    unfinished: bool  # due events were left for the next run
-    max_lateness: timedelta  # the greatest, when S3 confirmed the copy; zero if none
+    copied: int = 0  # copies that S3 confirmed, whether or not their originals are deleted
+    delivered_before: int = 0  # with `once`: what an earlier run had delivered but not deleted
+    failed: int = 0  # events that failed
+    failures: tuple[Failure, ...] = ()  # the first thousand of them
+    invalid: int = 0  # names that sort before now and are not events; they are left alone
+    invalid_names: tuple[str, ...] = ()  # the first hundred of them
+    unfinished: bool = False  # due events were left for the next run
+    max_lateness: timedelta = timedelta()  # the greatest, when S3 confirmed the copy; zero if none
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(
+            copied=self.copied + other.copied,
+            delivered_before=self.delivered_before + other.delivered_before,
+            failed=self.failed + other.failed,
+            failures=(self.failures + other.failures)[:MAX_FAILURES],
+            invalid=self.invalid + other.invalid,
+            invalid_names=(self.invalid_names + other.invalid_names)[:MAX_INVALID_NAMES],
+            unfinished=self.unfinished or other.unfinished,
+            max_lateness=max(self.max_lateness, other.max_lateness),
+        )
 
     def __str__(self) -> str:
         return (
@@ -58,41 +67,3 @@ class RunFailed(SchedulerError):
     def __str__(self) -> str:
         first = self.report.failures[0]
         return f"{self.report.failed} failed, the first is {first.event.name!r}: {first.error}"
-
-
-class Tally:
-    """Counts what a run does, and logs what somebody should see at once."""
-
-    def __init__(self) -> None:
-        self.copied = 0
-        self.delivered_before = 0
-        self.failed = 0
-        self.failures: list[Failure] = []
-        self.invalid = 0
-        self.invalid_names: list[str] = []
-        self.max_lateness = timedelta()
-
-    def add_copy(self, lateness: timedelta) -> None:
-        """A copy was confirmed, so late."""
-        self.copied += 1
-        self.max_lateness = max(self.max_lateness, lateness)
-
-    def add_failure(self, failure: Failure) -> None:
-        """An event failed."""
-        self.failed += 1
-        if self.failed <= MAX_FAILURES:
-            self.failures.append(failure)
-        fate = "it was moved to failed/" if failure.quarantined else "the next run tries it again"
-        logger.error("%r failed, %s: %s", failure.event.name, fate, failure.error)
-
-    def add_invalid(self, name: str) -> None:
-        """A name does not parse as an event."""
-        self.invalid += 1
-        if self.invalid <= MAX_INVALID_NAMES:
-            self.invalid_names.append(name)
-            logger.warning("%r is not the name of an event; it is left alone", name)
-
-    def report(self, *, unfinished: bool) -> Report:
-        """What was counted."""
-        lists = {"failures": tuple(self.failures), "invalid_names": tuple(self.invalid_names)}
-        return Report(**{**vars(self), **lists, "unfinished": unfinished})

@@ -17,7 +17,7 @@ from .clock import Clock
 from .delivery import Copied, Delivery
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
-from .report import Failure, Report, Tally
+from .report import MAX_INVALID_NAMES, Failure, Report
 from .scheduler import Scheduler
 from .unconfirmed import Unconfirmed
 from .window import SILENCE
@@ -128,10 +128,9 @@ class Run:
         self.reading = False
         self.backlog = Backlog(self.folder.width, self.delivery.expired)
         self.unconfirmed = Unconfirmed()
-        self.tally = Tally()
+        self.report = Report()
         self.in_flight = 0
         self.done: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self.changed = False  # an event was replaced, and its new content waits for the next run
         self.stopped = False
 
     def interrupt(self) -> None:
@@ -154,7 +153,7 @@ class Run:
                     if self.in_flight:
                         self._settle_one()
                 raise
-        report = self.tally.report(unfinished=self.changed or self.backlog.unfinished)
+        report = self.report + Report(unfinished=self.backlog.unfinished)
         logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report
 
@@ -231,8 +230,9 @@ class Run:
             if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index
         )
         if self.backlog.take_page(after, page.last, mine, self._due()):
-            for name in page.invalid:
-                self.tally.add_invalid(name)
+            for name in page.invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
+                logger.warning("%r is not the name of an event; it is left alone", name)
+            self.report += Report(invalid=len(page.invalid), invalid_names=tuple(page.invalid))
 
     # Copying
 
@@ -249,20 +249,20 @@ class Run:
         outcome, now = done.result(), self.clock.elapsed()
         if isinstance(outcome, Copied):
             if outcome.before:
-                self.tally.delivered_before += 1
+                self.report += Report(delivered_before=1)
             else:
-                self.tally.add_copy(self.clock.now() - event.due)
+                self.report += Report(copied=1, max_lateness=self.clock.now() - event.due)
             self.backlog.delivered(event, now, now - began)
             self.unconfirmed.add(outcome.event, now)
         elif isinstance(outcome.error, Gone | Changed):
             gone = isinstance(outcome.error, Gone)
-            self.changed |= not gone
+            self.report += Report(unfinished=not gone)
             self.backlog.passed_over(event, now, left=gone)
         elif is_throttling(outcome.error):
             if self.backlog.throttled(event, now, began):
-                self.tally.add_failure(outcome)
+                self._fail(outcome)
         else:
-            self.tally.add_failure(outcome)
+            self._fail(outcome)
             self.backlog.failed(
                 event,
                 now,
@@ -271,6 +271,11 @@ class Run:
                 quarantined=outcome.quarantined,
                 healthy=error_code(outcome.error) == "TargetExists",
             )
+
+    def _fail(self, failure: Failure) -> None:
+        fate = "it was moved to failed/" if failure.quarantined else "the next run tries it again"
+        logger.error("%r failed, %s: %s", failure.event.name, fate, failure.error)
+        self.report += Report(failed=1, failures=(failure,))
 
     # Deleting
 
@@ -291,5 +296,5 @@ class Run:
             else:
                 stuck += 1
                 self.backlog.block(event)
-                self.tally.add_failure(Failure(event, error, quarantined=False))
+                self._fail(Failure(event, error, quarantined=False))
         self.unconfirmed.settle(batch, stuck=stuck)
