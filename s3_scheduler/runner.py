@@ -1,19 +1,21 @@
 """What a scheduled function does every minute: deliver what is due."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from threading import TIMEOUT_MAX
+from typing import Any
 
 from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
 from .backlog import Backlog
-from .clock import Clock
 from .delivery import Copied, Delivery
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
@@ -21,8 +23,6 @@ from .report import MAX_INVALID_NAMES, Failure, Report
 from .scheduler import Scheduler
 from .unconfirmed import Unconfirmed
 from .window import SILENCE
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__package__)
 
@@ -47,7 +47,6 @@ def run_due(
 
     At least once: a run that dies, or overlaps another, may deliver again what is between its copy
     and its delete. In order for each target. No event, and no bucket, that fails stops another.
-
     Durations are seconds or a timedelta.
 
     - `now`: aware; None: the clock.
@@ -66,36 +65,33 @@ def run_due(
     - `target_buckets`: an event for any other bucket fails; None: any bucket.
     - `shard`: `(i, n)`: of n runners at work at once, this one takes the i-th share (0 to n - 1) of
       the targets. The same target always falls to the same share.
-    - `extra_args`: for the copies, as for boto3's `copy_object`: ACL, StorageClass, encryption,
-      ExpectedBucketOwner.
+    - `extra_args`: for boto3's `copy_object`: ACL, StorageClass, encryption, ExpectedBucketOwner.
     - `stop`: called between copies and while waiting, in a thread of the run; True ends the run as
       the time limit does. It should only read a flag.
 
-    Raises `ValueError` for arguments that are invalid, and S3's error if the folder cannot be
-    listed. Ctrl-C, too, finishes what is in flight.
+    Ctrl-C, too, finishes what is in flight. Raises `ValueError` for invalid arguments, and S3's
+    error if the folder cannot be listed.
     """
-    clock = Clock(datetime.now(timezone.utc) if now is None else names.to_utc(now))
-    expired = ""
-    if retry_for is not None:
-        last = clock.moment(-_seconds("retry_for", retry_for))
-        expired = names.upper_bound(scheduler.folder.prefix, last)
+    start = time.monotonic()
+    began = datetime.now(timezone.utc) if now is None else names.to_utc(now)
+    tried_for = math.inf if retry_for is None else _seconds("retry_for", retry_for)
+    expired = _bound(scheduler.folder.prefix, began, -tried_for)
     delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
-    limit = None if time_limit is None else _seconds("time_limit", time_limit)
+    limit = math.inf if time_limit is None else _seconds("time_limit", time_limit)
     index, count = shard
     if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
         raise ValueError(f"shard {shard!r} does not exist; pass (i, n) with 0 <= i < n")
-    run = Run(clock, delivery, _seconds("ahead", ahead), limit, shard, stop)
+    ahead = _seconds("ahead", ahead)
+    run = Run(began, lambda: time.monotonic() - start, delivery, ahead, limit, shard, stop)
     # In a thread of its own, where no interrupt can fall between a copy and the note of it.
     with ThreadPoolExecutor(1, "s3_scheduler") as coordinator:
         try:
             done = coordinator.submit(run.work)
-            # Not in one wait: a signal that another thread takes would be seen only at its end.
-            while not wait([done], timeout=1).done:
-                pass
+            while not done.done():
+                wait([done], timeout=1)  # at whose end a signal is seen that another thread takes
             return done.result()
-        except BaseException:
+        finally:
             run.interrupt()
-            raise
 
 
 def _seconds(name: str, duration: float | timedelta) -> float:
@@ -110,32 +106,39 @@ def _seconds(name: str, duration: float | timedelta) -> float:
     return float(seconds)
 
 
+def _bound(prefix: str, began: datetime, seconds: float) -> str:
+    """What is due so many seconds after a run began, or earlier, sorts before this."""
+    try:
+        return names.upper_bound(prefix, began + timedelta(seconds=seconds))
+    except OverflowError:
+        return names.upper_bound(prefix, None) if seconds > 0 else prefix
+
+
 @dataclass
 class Run:
     """One run. All state belongs to the thread in `work`; the pool's threads only talk to S3."""
 
-    clock: Clock
+    began: datetime
+    elapsed: Callable[[], float]  # seconds since then
     delivery: Delivery
     ahead: float
-    time_limit: float | None
+    time_limit: float
     shard: tuple[int, int]
     stop: Callable[[], bool] | None
+    done: SimpleQueue[Future[Any] | None] = field(default_factory=SimpleQueue)  # of `in_flight`
 
     def __post_init__(self) -> None:
         self.folder = self.delivery.folder
-        last = self.clock.moment(min(self.ahead, self.time_limit or self.ahead))
-        self.bound = names.upper_bound(self.folder.prefix, last)
-        self.reading = False
+        self.end = _bound(self.folder.prefix, self.began, min(self.ahead, self.time_limit))
         self.backlog = Backlog(self.folder.width, self.delivery.expired)
         self.unconfirmed = Unconfirmed()
         self.report = Report()
-        self.in_flight = 0
-        self.done: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self.stopped = False
+        self.in_flight: dict[Future[Any], Callable[[Future[Any]], None]] = {}
+        self.reading = False
 
     def interrupt(self) -> None:
         """Start nothing more, and wait for nothing that is not in flight."""
-        self.stopped = True
+        self.time_limit = 0
         self.done.put(None)
 
     def work(self) -> Report:
@@ -145,113 +148,91 @@ class Run:
             try:
                 while self._goes_on():
                     self._settle_one()
-            except BaseException:
-                # The folder cannot be listed, say. What was copied is deleted all the same.
-                self.stopped = True
+            finally:
+                # If the folder cannot be listed, say, what was copied is deleted all the same.
+                self.time_limit = 0
                 while self.in_flight or self.unconfirmed.copied:
                     self.folder.delete_all(self.unconfirmed.take())
                     if self.in_flight:
                         self._settle_one()
-                raise
         report = self.report + Report(unfinished=self.backlog.unfinished)
         logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report
 
     def _goes_on(self) -> bool:
         """Start all that may start; False if nothing is in flight then, and nothing falls due."""
-        self.backlog.ripen(self._due())
-        awaited = any(map(self.backlog.is_awaited, self.unconfirmed.copied))
-        if awaited or self.unconfirmed.wait(self.clock.elapsed()) == 0:
-            self._delete()
+        if self.stop and self.stop():
+            self.time_limit = 0
+        # What is due sorts before this.
+        self.due = _bound(self.folder.prefix, self.began, self.elapsed())
+        self.backlog.ripen(self.due)
         self._read()
         self._start_copies()
-        if not self.in_flight and self.unconfirmed.copied:
-            self._delete()
-        waits = self.backlog.next_held and not self.unconfirmed.is_full and self._may_begin()
+        self._delete()
+        waits = self.backlog.next_held and not self.unconfirmed.is_full and self._in_time()
         return bool(self.in_flight or waits)
 
-    def _submit(self, work: Callable[[], T], settle: Callable[[Future[T]], None]) -> None:
-        future = self.pool.submit(work)
-        self.in_flight += 1
-        future.add_done_callback(lambda done: self.done.put(partial(settle, done)))
+    def _in_time(self) -> bool:
+        """Whether another copy may begin."""
+        return self.elapsed() < self.time_limit
+
+    def _submit(self, settle: Callable[..., Any], work: Callable[..., Any], *args: Any) -> None:
+        future = self.pool.submit(work, *args)
+        self.in_flight[future] = settle
+        future.add_done_callback(self.done.put)
 
     def _settle_one(self) -> None:
         """Wait until something is done, or has to be."""
         with suppress(Empty):
-            if settle := self.clock.get(self.done, self._patience()):
-                self.in_flight -= 1
-                settle()
+            if done := self.done.get(timeout=self._patience()):
+                self.in_flight.pop(done)(done)
 
-    def _patience(self) -> float | None:
-        """For how many seconds there is nothing to do but wait; None: until something is done."""
-        waits = [self.unconfirmed.wait(self.clock.elapsed())]
-        if self.stop and not self.stopped:
-            waits.append(POLL)
+    def _patience(self) -> float:
+        """For how many seconds there is nothing to do but wait until something is done."""
+        waits = [self.unconfirmed.wait(self.elapsed()), POLL if self.stop else TIMEOUT_MAX]
         if self.backlog.in_flight and len(self.backlog):
             waits.append(SILENCE / 2)  # a bucket may fall silent, and others go instead
         if (held := self.backlog.next_held) and self._in_time():
-            due = names.listed_due(self.folder.prefix, held)
-            waits.append(max(0.0, (due - self.clock.now()).total_seconds()))
-        return min((wait for wait in waits if wait is not None), default=None)
-
-    def _may_begin(self) -> bool:
-        """Whether there is time for another copy; asks `stop`."""
-        if self.stop and not self.stopped:
-            self.stopped = bool(self.stop())
-        return self._in_time()
-
-    def _in_time(self) -> bool:
-        in_time = self.time_limit is None or self.clock.elapsed() < self.time_limit
-        return in_time and not self.stopped
-
-    # Listing
-
-    def _due(self) -> str:
-        """What is due now sorts before this."""
-        return names.upper_bound(self.folder.prefix, self.clock.now())
+            due = names.listed_due(self.folder.prefix, held) - self.began
+            waits.append(max(0.0, due.total_seconds() - self.elapsed()))
+        return min(waits)
 
     def _read(self) -> None:
-        if self.reading or not self._may_begin():
+        if self.reading or not self._in_time():
             return
         after = self.backlog.read_after()
         if after is not None:
             self.reading = True
-            limit = PAGE if after else FIRST_PAGE
-            work = partial(self.folder.page, after, self.bound, limit=limit)
-            self._submit(work, partial(self._take_page, after))
+            work = partial(self.folder.page, after, self.end, limit=PAGE if after else FIRST_PAGE)
+            self._submit(partial(self._take_page, after), work)
 
     def _take_page(self, after: str, done: Future[Page]) -> None:
         self.reading = False
         page = done.result()
-        index, shards = self.shard
-        mine = (
-            event
-            for event in page.events
-            if shards == 1 or names.shard_of(event.bucket, event.key, shards) == index
-        )
-        if self.backlog.take_page(after, page.last, mine, self._due()):
+        i, n = self.shard
+        mine = (event for event in page.events if names.shard_of(event.bucket, event.key, n) == i)
+        if self.backlog.take_page(after, page.last, mine, self.due):
             for name in page.invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
                 logger.warning("%r is not the name of an event; it is left alone", name)
             self.report += Report(invalid=len(page.invalid), invalid_names=tuple(page.invalid))
 
-    # Copying
-
     def _start_copies(self) -> None:
-        while self._may_begin() and not self.unconfirmed.is_full:
-            began = self.clock.elapsed()
+        while self._in_time() and not self.unconfirmed.is_full:
+            began = self.elapsed()
             event = self.backlog.next(began)
             if event is None:
                 break
-            work = partial(self.delivery.deliver, event, self._in_time)
-            self._submit(work, partial(self._settle_copy, event, began))
+            settle = partial(self._settle_copy, event, began)
+            self._submit(settle, self.delivery.deliver, event, self._in_time)
 
     def _settle_copy(self, event: Event, began: float, done: Future[Copied | Failure]) -> None:
-        outcome, now = done.result(), self.clock.elapsed()
+        outcome, now = done.result(), self.elapsed()
         if isinstance(outcome, Copied):
             if outcome.before:
                 self.report += Report(delivered_before=1)
             else:
-                self.report += Report(copied=1, max_lateness=self.clock.now() - event.due)
+                lateness = self.began - event.due + timedelta(seconds=now)
+                self.report += Report(copied=1, max_lateness=lateness)
             self.backlog.delivered(event, now, now - began)
             self.unconfirmed.add(outcome.event, now)
         elif isinstance(outcome.error, Gone | Changed):
@@ -277,11 +258,13 @@ class Run:
         logger.error("%r failed, %s: %s", failure.event.name, fate, failure.error)
         self.report += Report(failed=1, failures=(failure,))
 
-    # Deleting
-
     def _delete(self) -> None:
-        batch = self.unconfirmed.take()
-        self._submit(partial(self.folder.delete_all, batch), partial(self._settle_delete, batch))
+        copied = self.unconfirmed.copied
+        awaited = any(map(self.backlog.is_awaited, copied))
+        idle = copied and not self.in_flight
+        if awaited or idle or self.unconfirmed.wait(self.elapsed()) == 0:
+            batch = self.unconfirmed.take()
+            self._submit(partial(self._settle_delete, batch), self.folder.delete_all, batch)
 
     def _settle_delete(self, batch: list[Event], done: Future[dict[str, Exception]]) -> None:
         stuck, errors = 0, done.result()
@@ -292,7 +275,7 @@ class Run:
             elif isinstance(error, Changed):
                 self.backlog.again(error.event)  # what replaced it is delivered, too
             elif is_throttling(error) and 2 * len(errors) <= len(batch) and self._in_time():
-                self.unconfirmed.add(event, self.clock.elapsed())  # S3 is busy, but goes on
+                self.unconfirmed.add(event, self.elapsed())  # S3 is busy, but goes on
             else:
                 stuck += 1
                 self.backlog.block(event)

@@ -1,47 +1,45 @@
 """Events that were copied and are not yet confirmed deleted. Pure: no I/O, no clock."""
 
+import math
+
 from .names import Event
 
 MAX_UNCONFIRMED = 100  # events copied and not confirmed deleted, which a killed run would repeat
-BATCH = 50  # events for one DeleteObjects: half of these, so that as many are copied meanwhile
 LINGER = 1.0  # seconds for which a copied event waits for others to be deleted with
 
 
 class Unconfirmed:
-    """Gathers copied events into batches to delete, and counts those that S3 did not delete."""
+    """Gathers copied events into batches to delete; what S3 did not delete keeps its place."""
 
     def __init__(self) -> None:
         self.copied: list[Event] = []
-        self._since = 0.0
+        self._deadline = math.inf
         self._deleting = 0
-        self._stuck = 0
+        self._places = MAX_UNCONFIRMED
 
     @property
     def is_full(self) -> bool:
         """No copy may start."""
-        return len(self.copied) + self._deleting + self._stuck >= MAX_UNCONFIRMED
+        return len(self.copied) + self._deleting >= self._places
 
     def add(self, event: Event, now: float) -> None:
         """The event was copied."""
-        if not self.copied:
-            self._since = now
         self.copied.append(event)
+        self._deadline = min(self._deadline, now + LINGER)
 
-    def wait(self, now: float) -> float | None:
-        """Seconds until the copied events are to be deleted; None: there are none."""
-        if not self.copied:
-            return None
-        if len(self.copied) >= BATCH or (self.is_full and not self._deleting):
-            return 0.0
-        return max(0.0, self._since + LINGER - now)
+    def wait(self, now: float) -> float:
+        """Seconds until the copied events are to be deleted; infinite if there are none."""
+        if self.copied and 2 * len(self.copied) >= self._places:
+            return 0.0  # half of the places, so that as many are copied meanwhile
+        return max(0.0, self._deadline - now)
 
     def take(self) -> list[Event]:
         """The copied events, to be deleted now."""
-        batch, self.copied = self.copied, []
+        batch, self.copied, self._deadline = self.copied, [], math.inf
         self._deleting += len(batch)
         return batch
 
     def settle(self, batch: list[Event], *, stuck: int) -> None:
-        """A batch was deleted, but for so many events, which keep their places."""
+        """A batch was deleted, but for so many events."""
         self._deleting -= len(batch)
-        self._stuck += stuck
+        self._places -= stuck

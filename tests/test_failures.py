@@ -215,6 +215,7 @@ def test_no_answer(fake, fault):
         (1, timedelta(seconds=1), True),
         (0, timedelta(0), True),
         (9_000 * DAY, None, False),
+        (9_000 * DAY, timedelta.max, False),
     ],
 )
 def test_retry_for(folder, ago, retry_for, moved):

@@ -1,5 +1,6 @@
 """What is copied and not yet confirmed deleted: when it is deleted, and how much there may be."""
 
+import math
 from datetime import datetime, timezone
 
 import pytest
@@ -26,7 +27,7 @@ def add(held, count, now=0.0):
 
 def test_none(held):
     """While nothing is copied there is nothing to wait for."""
-    assert (held.wait(0.0), held.is_full, held.take()) == (None, False, [])
+    assert (held.wait(0.0), held.is_full, held.take()) == (math.inf, False, [])
 
 
 def test_a_batch_goes_at_once(held):
@@ -38,7 +39,7 @@ def test_a_batch_goes_at_once(held):
     add(held, 1)
     assert held.wait(0.0) == 0
     assert held.take() == [*events(49), *events(1), *events(1)]
-    assert held.wait(0.0) is None
+    assert held.wait(0.0) == math.inf
 
 
 def test_a_few_linger(held):

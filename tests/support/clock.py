@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any
 
-from s3_scheduler.clock import Clock
 from s3_scheduler.delivery import Delivery
 from s3_scheduler.runner import Run
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from s3_scheduler import Report, Scheduler
 
 
-class FakeClock(Clock):
+class FakeClock:
     """Time stands still while requests are under way, and jumps when nothing is left but to wait.
 
     So each request acts at the moment of the clock at which it was sent, on any machine.
@@ -29,19 +30,19 @@ class FakeClock(Clock):
         self.waits: list[float] = []  # how long each wait was to be
         self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self.is_busy: Callable[[], object] = lambda: False
 
     def elapsed(self) -> float:
         return self.seconds
+
+    def now(self) -> datetime:
+        return self.began + timedelta(seconds=self.seconds)
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Call something while a run waits, so many seconds after the clock began."""
         heapq.heappush(self._actions, (seconds, next(self._numbers), action))
 
-    def get(self, queue: SimpleQueue[Any], timeout: float | None) -> Any:
-        if self.is_busy() or not queue.empty():
-            return queue.get(timeout=60)
-        assert timeout is not None, "nothing is under way, and nothing would end the wait"
+    def wait(self, timeout: float) -> None:
+        assert timeout < TIMEOUT_MAX, "nothing is under way, and nothing would end the wait"
         self.waits.append(timeout)
         end = self.seconds + timeout
         while self._actions and self._actions[0][0] <= end:
@@ -49,6 +50,20 @@ class FakeClock(Clock):
             self.seconds = max(self.seconds, seconds)
             action()
         self.seconds = end
+
+
+class FakeQueue(SimpleQueue[Any]):
+    """What is done, for which a run waits by a clock that jumps."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.is_busy: Callable[[], object] = lambda: False
+
+    def get(self, *_: Any, **options: Any) -> Any:
+        if self.is_busy() or not self.empty():
+            return super().get(timeout=60)
+        self.clock.wait(options["timeout"])
         raise Empty
 
 
@@ -57,7 +72,7 @@ def new_run(
     clock: FakeClock,
     *,
     ahead: float = 0,
-    time_limit: float | None = None,
+    time_limit: float = math.inf,
     once: bool = False,
     target_buckets: Collection[str] | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -65,8 +80,9 @@ def new_run(
 ) -> Run:
     """Make a run by that clock, in which nothing is ever quarantined; as `run_due`, in seconds."""
     delivery = Delivery(scheduler.folder, "", once, target_buckets, {})
-    run = Run(clock, delivery, ahead, time_limit, shard, stop)
-    clock.is_busy = lambda: run.in_flight
+    done = FakeQueue(clock)
+    run = Run(clock.began, clock.elapsed, delivery, ahead, time_limit, shard, stop, done)
+    done.is_busy = lambda: run.in_flight
     return run
 
 
