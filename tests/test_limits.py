@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from support.clock import FakeClock, new_run
 from support.fakes3 import Hang, sick
-from support.folder import WIDTH, lost, opened, out_of_order, repeats
+from support.folder import NOW, WIDTH, lost, opened, out_of_order, repeats
 
 
 @pytest.fixture
@@ -196,3 +197,17 @@ def test_interrupted(folder, operation):
     assert lost(folder.s3.history) == []
     assert len(folder.waiting) == 500 - len(folder.arrived)
     assert repeats(folder.s3.history) == 0
+
+
+def test_interrupted_while_stop_is_asked(folder):
+    """An interrupt that comes while `stop` is asked ends the run, though `stop` says no."""
+    name = folder.put(1)
+
+    def stop():
+        run.interrupt()
+        return False
+
+    run = new_run(folder.scheduler, FakeClock(NOW), stop=stop)
+    report = run.work()
+    assert (report.copied, report.unfinished) == (0, True)
+    assert folder.waiting == [name]
