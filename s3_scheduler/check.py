@@ -10,7 +10,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from . import names
-from .answers import CHANGED, error_code
+from .answers import CHANGED, error_code, http_status
 from .folder import Changed, Folder
 from .names import Event
 
@@ -66,7 +66,7 @@ class Check:
     def _application(self) -> None:
         folder = self.folder
         event, _ = self._both(folder.delete, "a rescheduled event keeps its")
-        self._upload()
+        _ask("AbortMultipartUpload", self.here, self._upload)
         create = partial(folder.put, self.name, b"second", IfNoneMatch="*")
         self._promise("replace=False never overwrites", _flaw("If-None-Match", create))
         self._write(b"third")
@@ -74,14 +74,13 @@ class Check:
         self._promise("cancel never removes a replacement that it has not seen", flaw)
 
     def _upload(self) -> None:
-        """Begin an upload in parts, which large files take, and abort it."""
-        there = {"Bucket": self.folder.bucket, "Key": self.name}
-        begin = partial(self.client.create_multipart_upload, **there)
-        there["UploadId"] = _ask("PutObject", self.here, begin)["UploadId"]
-        abort = partial(self.client.abort_multipart_upload, **there)
-        self.scratch.append(("the upload {UploadId} of s3://{Bucket}/{Key}".format(**there), abort))
-        _ask("AbortMultipartUpload", self.here, abort)
-        self.scratch.pop()
+        """Abort an upload in parts; it does not exist, so that none can be left behind."""
+        there = {"Bucket": self.folder.bucket, "Key": self.name, "UploadId": "none"}
+        try:
+            self.client.abort_multipart_upload(**there)
+        except ClientError as error:
+            if error_code(error) in ("AccessDenied", "403"):  # S3 judges that first
+                raise
 
     def _runner(self, target_buckets: Collection[str]) -> None:
         event, tagged = self._both(self._delete, "a delivered event arrives with its")
@@ -168,13 +167,14 @@ class Check:
         self._make(bucket, key, partial(self.folder.copy, event, bucket, key, **more))
 
     def _make(self, bucket: str, key: str, send: Callable[[], object]) -> None:
-        """Make an object; unless S3 refuses, it is to be removed, also if its answer is lost."""
+        """Make an object, which is to be removed unless S3 denies it: its answer may be lost."""
         remove = partial(self.client.delete_object, Bucket=bucket, Key=key)
         self.scratch.append((f"s3://{bucket}/{key}", remove))
         try:
             send()
-        except (Changed, ClientError):
-            self.scratch.pop()
+        except ClientError as error:
+            if http_status(error) in (403, 404):
+                self.scratch.pop()
             raise
 
     def _delete(self, event: Event) -> None:
