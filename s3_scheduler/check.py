@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -15,11 +15,11 @@ from .folder import Changed, Folder
 from .names import Event
 
 FIELDS: Any = {"ContentType": "text/x-check", "Metadata": {"check": "1"}}
-TAGS = [{"Key": "check", "Value": "1"}]
+TAGS = {"Tagging": "check=1"}
 
 
-class Missing(Exception):
-    """What is missing here, so that nothing that rests on it can be tried."""
+class Flaw(Exception):
+    """Why a promise does not hold: its line's status, empty for the usual one, and the reason."""
 
 
 class Check:
@@ -38,138 +38,115 @@ class Check:
         end = datetime.max.replace(tzinfo=timezone.utc)
         self.name = names.build(folder.prefix, end, folder.bucket, self.key)
         self.here = self.writable = _arn(folder.bucket, f"/{folder.prefix}*")
-        self.scratch: list[tuple[str, Callable[[], object]]] = []  # what to remove, and how
+        self.scratch: list[tuple[str, str]] = []  # bucket and key of what is to be removed
 
     def close(self) -> None:
         """Remove the scratch objects, and tell which could not be."""
         left = {}
-        for what, remove in self.scratch:
+        for bucket, key in self.scratch:
             try:
-                remove()
+                self.client.delete_object(Bucket=bucket, Key=key)
             except (BotoCoreError, ClientError) as error:
-                left[what] = error
-        for what, why in left.items():
-            self.tell("left", f"{what}, if it is there: {why}")
+                left[f"s3://{bucket}/{key}"] = error
+        for uri, why in left.items():
+            self.tell("left", f"{uri}, if it is there: {why}")
 
     def run(self, roles: Collection[str], target_buckets: Collection[str]) -> None:
         """Try what these roles need, which makes scratch objects."""
+        folder, bucket = self.folder, self.folder.bucket
+        uri = f"s3://{bucket}/{folder.prefix}"
         if "application" in roles:
-            with self._or_tell("missing"):
+            with self._promise(f"applications can schedule in {uri}", "missing"):
                 self._application()
         if "runner" in roles:
-            self.name = self.folder.failed_name(self.name, "check")
-            self.writable = _arn(self.folder.bucket, f"/{self.folder.failed_prefix}*")
-            with self._or_tell("missing"):
+            self.name = folder.failed_name(self.name, "check")
+            self.writable = _arn(bucket, f"/{folder.failed_prefix}*")
+            with self._promise(f"runs can deliver from {uri}", "missing"):
                 self._runner(target_buckets)
-        self._versions()
+        with self._promise(f"{bucket} keeps no old versions", "skipped"):
+            look = partial(self.client.get_bucket_versioning, Bucket=bucket)
+            if _ask(f"s3:GetBucketVersioning on {_arn(bucket)}", look).get("Status"):
+                raise Flaw("advice", "it does, and every delivery leaves one; add a lifecycle rule")
 
     def _application(self) -> None:
         folder = self.folder
-        event, _ = self._both(folder.delete, "a rescheduled event keeps its")
-        _ask("AbortMultipartUpload", self.here, self._upload)
-        create = partial(folder.put, self.name, b"second", IfNoneMatch="*")
-        self._promise("replace=False never overwrites", _flaw("If-None-Match", create))
+        event = self._both(folder.delete, "a rescheduled event keeps its")
+        abort = partial(self.client.abort_multipart_upload, Bucket=folder.bucket, Key=self.name)
+        with suppress(ClientError):  # there is no such upload, so that none can be left behind
+            _ask(f"s3:AbortMultipartUpload on {self.here}", abort, UploadId="none")
+        with self._promise("replace=False never overwrites"):
+            _refused("If-None-Match", folder.put, self.name, b"second", IfNoneMatch="*")
         self._write(b"third")
-        flaw = _flaw("If-Match on deletes", partial(folder.delete, event))
-        self._promise("cancel never removes a replacement that it has not seen", flaw)
-
-    def _upload(self) -> None:
-        """Abort an upload in parts; it does not exist, so that none can be left behind."""
-        there = {"Bucket": self.folder.bucket, "Key": self.name, "UploadId": "none"}
-        try:
-            self.client.abort_multipart_upload(**there)
-        except ClientError as error:
-            if error_code(error) in ("AccessDenied", "403"):  # S3 judges that first
-                raise
+        with self._promise("cancel never removes a replacement that it has not seen"):
+            _refused("If-Match on deletes", folder.delete, event)
 
     def _runner(self, target_buckets: Collection[str]) -> None:
-        event, tagged = self._both(self._delete, "a delivered event arrives with its")
-        self.tell("ok", "failed events can be quarantined")
-        self._once(partial(self._copy, event, key=f"{self.name}-once", IfNoneMatch="*"))
+        event = self._both(self._delete, "a delivered event arrives with its")
+        copy = partial(self.folder.copy, event, self.folder.bucket)
+        with self._promise("once=True never overwrites"):
+            if not self.folder.can_create:
+                raise Flaw("skipped", "it needs boto3 1.40.65 or later")
+            self.scratch.append((self.folder.bucket, f"{self.name}-once"))
+            copy(f"{self.name}-once", IfNoneMatch="*")
+            _refused("If-None-Match on copies", copy, f"{self.name}-once", IfNoneMatch="*")
         for bucket in target_buckets:
-            with self._or_tell("missing"):
-                self._target(event, tagged, bucket)
+            with self._promise(f"runs can deliver to s3://{bucket}/", "missing"):
+                self._target(event, bucket)
         if not target_buckets:
             self.tell("skipped", "copies to targets: name their buckets with --target-bucket")
         self._write(b"second")
-        flaw = _flaw("CopySourceIfMatch", partial(self._copy, event))
-        self._promise("an event replaced during its delivery is not delivered twice", flaw)
-        flaw = _flaw("the ETags of deletes", partial(self._delete, event))
-        self._promise("an event replaced during its delivery is never lost", flaw)
+        with self._promise("an event replaced during its delivery is not delivered twice"):
+            _refused("CopySourceIfMatch", copy, f"{self.name}-copy")
+        with self._promise("an event replaced during its delivery is never lost"):
+            _refused("the ETags of deletes", self._delete, event)
 
-    def _once(self, create: Callable[[], object]) -> None:
-        if not self.folder.can_create:
-            self.tell("skipped", "once=True: it needs boto3 1.40.65 or later")
-            return
-        try:
-            create()
-            flaw = _flaw("If-None-Match on copies", create)
-        except ClientError as error:
-            flaw = f"this store refuses If-None-Match on copies: {error}"
-        self._promise("once=True never overwrites", flaw)
+    def _delete(self, event: Event) -> None:
+        for error in self.folder.delete_all([event]).values():
+            raise error
 
-    def _target(self, event: Event, tagged: Event | None, bucket: str) -> None:
+    def _target(self, event: Event, bucket: str) -> None:
         objects, place = _arn(bucket, "/*"), (bucket, self.key)
-        _ask("PutObject", objects, partial(self._copy, event, *place))
-        self.tell("ok", f"copy to s3://{bucket}/")
-        if tagged:
-            with self._or_tell("skipped", "tags: "):
-                _ask("PutObjectTagging", objects, partial(self._copy, tagged, *place))
+        copy = partial(self.folder.copy, event, *place)
+        _ask(f"s3:PutObject on {objects}", self._make, *place, copy)
+        with self._promise(f"tags arrive in s3://{bucket}/", "skipped"):
+            _ask(f"s3:PutObjectTagging on {objects}", copy, TaggingDirective="REPLACE", **TAGS)
         if not self.folder.can_create:
             return
-        with self._or_tell("skipped", "once=True: "):
-            look = partial(self.folder.has_content, event, *place)
-            flaw = "" if _ask("GetObject", objects, look) else "this store changes their ETags"
-            self._promise(f"once=True knows what it has delivered to s3://{bucket}/", flaw)
+        with self._promise(f"once=True knows what it has delivered to s3://{bucket}/", "skipped"):
+            if not _ask(f"s3:GetObject on {objects}", self.folder.has_content, event, *place):
+                raise Flaw("weaker", "this store changes their ETags")
 
-    def _both(self, delete: Callable[[Event], None], promise: str) -> tuple[Event, Event | None]:
-        """Try what both roles need; returns an event, and one with tags if they are allowed."""
-        bucket, prefix, flaw = self.folder.bucket, self.folder.prefix, "this store loses them"
-        _ask("DeleteObject", self.here, partial(delete, self._write()))
-        self.tell("ok", f"list, write, read and delete in s3://{bucket}/{prefix}")
+    def _both(self, delete: Callable[[Event], None], promise: str) -> Event:
+        """Try what both roles need; returns an event."""
+        bucket, copy = self.folder.bucket, f"{self.name}-copy"
+        _ask(f"s3:DeleteObject on {self.here}", delete, self._write())
         event = self._write()
-        _ask("PutObject", self.writable, partial(self._copy, event))
-        copy = {"Bucket": bucket, "Key": f"{self.name}-copy"}
-        kept = FIELDS.items() <= self.client.head_object(**copy).items()
-        self._promise(f"{promise} content type and metadata", "" if kept else flaw)
-        with self._or_tell("skipped", "tags: "):
-            tagged = self._write(b"first", "PutObjectTagging", Tagging="check=1")
-            _ask("GetObjectTagging", self.here, partial(self._copy, tagged))
-            kept = self.client.get_object_tagging(**copy).get("TagSet") == TAGS
-            self._promise(f"{promise} tags", "" if kept else flaw)
-            return event, tagged
-        return event, None
-
-    def _versions(self) -> None:
-        bucket = self.folder.bucket
-        with self._or_tell("skipped", f"whether {bucket} keeps versions: "):
-            look = partial(self.client.get_bucket_versioning, Bucket=bucket)
-            if _ask("GetBucketVersioning", _arn(bucket), look).get("Status"):
-                text = "keeps old versions: every delivery leaves one; add a lifecycle rule"
-                self.tell("advice", f"{bucket} {text}")
-
-    # What all of these do
-
-    def _write(self, body: bytes = b"first", action: str = "PutObject", **more: Any) -> Event:
-        """Write a scratch event, read it and list it."""
-        folder, name = self.folder, self.name + ("-tagged" if more else "")
-        put = partial(folder.put, name, body, **FIELDS, **more)
-        _ask(action, self.writable, partial(self._make, folder.bucket, name, put))
-        event: Event = _ask("GetObject", self.here, partial(folder.look, name))
-        where = f"{_arn(folder.bucket)} with the prefix {folder.prefix}*"
-        page = _ask("ListBucket", where, partial(folder.page, name[:-1], limit=1))
-        if page.events != [event]:
-            raise Missing(f"this store does not list s3://{folder.bucket}/{name} as it was written")
+        self.scratch.append((bucket, copy))
+        _ask(f"s3:PutObject on {self.writable}", self.folder.copy, event, bucket, copy)
+        with self._promise(f"{promise} content type and metadata"):
+            if not FIELDS.items() <= self.client.head_object(Bucket=bucket, Key=copy).items():
+                raise Flaw("weaker", "this store loses them")
+        with self._promise(f"{promise} tags", "skipped"):
+            tagged = self._write(b"first", "PutObjectTagging", **TAGS)
+            _ask(f"s3:GetObjectTagging on {self.here}", self.folder.copy, tagged, bucket, copy)
+            if not self.client.get_object_tagging(Bucket=bucket, Key=copy).get("TagSet"):
+                raise Flaw("weaker", "this store loses them")
         return event
 
-    def _copy(self, event: Event, bucket: str = "", key: str = "", **more: str) -> None:
-        bucket, key = bucket or self.folder.bucket, key or f"{self.name}-copy"
-        self._make(bucket, key, partial(self.folder.copy, event, bucket, key, **more))
+    def _write(self, body: bytes = b"first", action: str = "PutObject", **tags: str) -> Event:
+        """Write a scratch event, read it and list it."""
+        folder, name = self.folder, self.name + ("-tagged" if tags else "")
+        put = partial(folder.put, name, body, **FIELDS, **tags)
+        _ask(f"s3:{action} on {self.writable}", self._make, folder.bucket, name, put)
+        event: Event = _ask(f"s3:GetObject on {self.here}", folder.look, name)
+        need = f"s3:ListBucket on {_arn(folder.bucket)} with the prefix {folder.prefix}*"
+        if _ask(need, folder.page, name[:-1], limit=1).events != [event]:
+            raise Flaw("missing", f"this store does not list {name!r} as it was written")
+        return event
 
     def _make(self, bucket: str, key: str, send: Callable[[], object]) -> None:
         """Make an object, which is to be removed unless S3 denies it: its answer may be lost."""
-        remove = partial(self.client.delete_object, Bucket=bucket, Key=key)
-        self.scratch.append((f"s3://{bucket}/{key}", remove))
+        self.scratch.append((bucket, key))
         try:
             send()
         except ClientError as error:
@@ -177,40 +154,38 @@ class Check:
                 self.scratch.pop()
             raise
 
-    def _delete(self, event: Event) -> None:
-        for error in self.folder.delete_all([event]).values():
-            raise error
-
-    def _promise(self, promise: str, flaw: str) -> None:
-        text = f"{promise}: not here, as {flaw}" if flaw else promise
-        self.tell("weaker" if flaw else "ok", text)
-
     @contextmanager
-    def _or_tell(self, status: str, what: str = "") -> Iterator[None]:
+    def _promise(self, promise: str, otherwise: str = "weaker") -> Iterator[None]:
+        """Tell whether it holds; `otherwise` is the usual status of its line if it does not."""
         try:
             yield
-        except Missing as missing:
-            self.tell(status, f"{what}{missing}")
+            self.tell("ok", promise)
+        except Flaw as flaw:
+            status, why = flaw.args
+            self.tell(status or otherwise, f"{promise}: {why}")
+        except ClientError as error:
+            self.tell(otherwise, f"{promise}: this store refuses it: {error}")
 
 
-def _ask(action: str, resource: str, send: Callable[[], Any]) -> Any:
-    """Send what takes a permission; raises `Missing`, in the words of a policy."""
+def _ask(need: str, send: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Send what takes a permission; raises `Flaw`, in the words of a policy, if it is denied."""
     try:
-        return send()
+        return send(*arguments, **options)
     except ClientError as error:
-        lack = f"s3:{action} on {resource}"
-        denied = error_code(error) in ("AccessDenied", "403")
-        raise Missing(f"the permission {lack}" if denied else f"{lack} fails: {error}") from error
+        if error_code(error) in ("AccessDenied", "403"):
+            raise Flaw("", f"the permission {need}") from error
+        raise
 
 
-def _flaw(condition: str, send: Callable[[], object]) -> str:
-    """Send what has a condition that does not hold; empty if the store refuses it for that."""
+def _refused(condition: str, send: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Send what has a condition that does not hold, which the store is to refuse for that."""
     try:
-        send()
+        send(*arguments, **options)
     except (Changed, ClientError) as error:
-        refused = isinstance(error, Changed) or error_code(error) in CHANGED
-        return "" if refused else f"this store refuses {condition}: {error}"
-    return f"this store ignores {condition}"
+        if isinstance(error, ClientError) and error_code(error) not in CHANGED:
+            raise Flaw("weaker", f"this store refuses {condition}: {error}") from error
+    else:
+        raise Flaw("weaker", f"this store ignores {condition}")
 
 
 def _arn(bucket: str, path: str = "") -> str:
