@@ -8,38 +8,36 @@
 those whose time has come to their targets and deletes the originals.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
-from .names import Event
-from .report import Failure, Report, RunFailed
-
+TYPE_CHECKING = False  # typing's own takes long to import
 if TYPE_CHECKING:
+    from .errors import AlreadyScheduled, InvalidEvent, NotScheduled, SchedulerError
+    from .names import Event
+    from .report import Failure, Report, RunFailed
     from .runner import run_due
     from .scheduler import Scheduler
 
-__all__ = [
-    "AlreadyScheduled",
-    "Event",
-    "Failure",
-    "InvalidEvent",
-    "NotScheduled",
-    "Report",
-    "RunFailed",
-    "Scheduler",
-    "SchedulerError",
-    "run_due",
-]
+__all__ = ["AlreadyScheduled", "InvalidEvent", "NotScheduled", "RunFailed", "SchedulerError"]
+__all__ += ["Event", "Failure", "Report", "Scheduler", "run_due"]
+
+# Each module is imported on the first use of a name of its own. So the command line can begin
+# before anything else is imported: to end quietly at Ctrl-C, and to explain itself without boto3.
+_MODULES = {
+    "errors": ["AlreadyScheduled", "InvalidEvent", "NotScheduled", "SchedulerError"],
+    "names": ["Event"],
+    "report": ["Failure", "Report", "RunFailed"],
+    "runner": ["run_due"],
+    "scheduler": ["Scheduler"],
+}
 
 
-def __getattr__(name: str) -> Any:
-    # On first use, for boto3 takes 0.4 s to import, and `s3-scheduler --help` does without.
-    modules = {"Scheduler": ".scheduler", "run_due": ".runner"}
-    if name not in modules:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(modules[name], __name__), name)
-    return found
+def __getattr__(name: str) -> object:
+    from importlib import import_module  # noqa: PLC0415 - see above
+
+    for module, names in _MODULES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -122,12 +122,35 @@ print(*sorted(loaded - sys.stdlib_module_names))
     assert run("-c", code, cwd=tmp_path).split() == ["s3_scheduler"]
 
 
+def test_importing_it_loads_nothing_else(tmp_path):
+    """Not even the standard library: the command line heeds Ctrl-C from its start."""
+    code = "import sys; old = {*sys.modules}; import s3_scheduler; print(*{*sys.modules} - old)"
+    assert run("-c", code, cwd=tmp_path).split() == ["s3_scheduler"]
+
+
+def test_the_package_s_names(tmp_path):
+    """Each name can be imported by itself, all at once, and what is pickled can be loaded."""
+    code = """
+import pickle, s3_scheduler
+from s3_scheduler import *
+assert {*s3_scheduler.__all__} <= {*globals()} & {*dir(s3_scheduler)}
+for name in s3_scheduler.__all__:
+    assert getattr(s3_scheduler, name) is globals()[name]
+    assert globals()[name].__name__ == name
+print(pickle.dumps(NotScheduled("later/name"), protocol=0).decode())
+"""
+    pickled = run("-c", code, cwd=tmp_path)
+    load = f"import pickle; print(repr(pickle.loads({pickled.strip()!r}.encode())))"
+    assert run("-c", load, cwd=tmp_path).strip() == "NotScheduled('later/name')"
+
+
 def test_importing_it_loads_no_more_of_it_than_its_users_need(tmp_path):
     """The command line, the check of a store and the demo are loaded by who asks for them."""
     code = "import sys; from s3_scheduler import *; run_due; print(*sys.modules)"
     loaded = set(run("-c", code, cwd=tmp_path).split())
     assert "s3_scheduler.runner" in loaded
-    assert not loaded & {f"s3_scheduler.{name}" for name in ("__main__", "check", "demo")}
+    others = ("__main__", "check", "demo")
+    assert not loaded & {f"s3_scheduler.{name}" for name in others}
 
 
 WINDOWS = """
