@@ -958,24 +958,39 @@ def test_ctrl_c(cli, fake):
     assert (process.returncode, err) == (130, b"")
 
 
-SLOW_BOTO3 = """
+INTERRUPTED = """
 import signal, sys
-class Slow:  # while boto3 is imported, Ctrl-C comes
+module, *sys.argv[1:] = sys.argv[1:]
+class Interrupt:  # when this module is first imported, Ctrl-C comes
     def find_spec(self, name, *_):
-        if name == "boto3":
+        if name == module:
             signal.raise_signal(signal.SIGINT)
-sys.meta_path.insert(0, Slow())
+sys.modules.pop(module, None)
+sys.meta_path.insert(0, Interrupt())
 from s3_scheduler.__main__ import main
 sys.exit(main())
 """
+OURS = [
+    "arguments",
+    "commands",
+    "demo",
+    "check",
+    "errors",
+    "folder",
+    "names",
+    "runner",
+    "scheduler",
+]
+LIBRARIES = ["argparse", "importlib.metadata", "dateutil.parser", "json", "logging", "boto3"]
 
 
-@pytest.mark.parametrize("command", ["run", "list", "check"])
-def test_ctrl_c_during_start_up(fake, cli, command):
-    """Ctrl-C while boto3 is being imported ends in silence, too: exit code 130."""
-    program_ = [sys.executable, "-c", SLOW_BOTO3, command, FOLDER]
+@pytest.mark.parametrize("module", [*LIBRARIES, *(f"s3_scheduler.{name}" for name in OURS)])
+def test_ctrl_c_during_start_up(fake, cli, module):
+    """Ctrl-C ends in silence whatever is being imported, too: exit code 130."""
+    program_ = [sys.executable, "-c", INTERRUPTED, module, "list", FOLDER]
     done = subprocess.run(program_, env=environment(fake), capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    assert not fake.count()
 
 
 # --- Settings and help ----------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_importing_it_loads_no_more_of_it_than_its_users_need(tmp_path):
     code = "import sys; from s3_scheduler import *; run_due; print(*sys.modules)"
     loaded = set(run("-c", code, cwd=tmp_path).split())
     assert "s3_scheduler.runner" in loaded
-    others = ("__main__", "check", "demo")
+    others = ("__main__", "arguments", "commands", "check", "demo")
     assert not loaded & {f"s3_scheduler.{name}" for name in others}
 
 
@@ -184,7 +184,7 @@ def test_the_command_line_explains_itself_without_boto3(option, tmp_path):
     )
     assert listed.stdout
     imported = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
-    assert "s3_scheduler" in imported
+    assert "s3_scheduler.arguments" in imported
     assert not imported & {"boto3", "botocore.session", "botocore.client"}
 
 
@@ -208,10 +208,11 @@ def test_the_arrows_between_modules_point_one_way():
     """
     modules = {path.stem: imports(path) for path in PACKAGE.glob("*.py")}
     order = list(TopologicalSorter(modules).static_order())  # raises CycleError
-    story = ["errors", "names", "folder", "delivery", "runner", "__main__"]
+    story = ["errors", "names", "folder", "delivery", "runner", "commands", "__main__"]
     assert sorted(story, key=order.index) == story
     assert modules["errors"] == set()
     assert modules["names"] <= {"errors"}
     assert modules["backlog"] <= {"names", "window"}  # no I/O
     assert modules["window"] == set()
+    assert modules["arguments"] == set()
     assert "__main__" not in set().union(*modules.values())
