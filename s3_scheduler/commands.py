@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import boto3
 
-from . import demo
 from .arguments import event, place, uri
 from .check import Check
 from .errors import AlreadyScheduled, NotScheduled
@@ -39,6 +38,8 @@ def execute(options: Namespace) -> int:
     commands = {"schedule": _schedule, "list": _list, "run": _run, "check": _check}
     try:
         if options.command == "demo":
+            from . import demo  # noqa: PLC0415 - it needs an extra
+
             return demo.main()
         session = boto3.Session(profile_name=options.profile, region_name=options.region)
         client = session.client("s3", endpoint_url=options.endpoint_url, config=CONFIG)

@@ -970,17 +970,7 @@ sys.meta_path.insert(0, Interrupt())
 from s3_scheduler.__main__ import main
 sys.exit(main())
 """
-OURS = [
-    "arguments",
-    "commands",
-    "demo",
-    "check",
-    "errors",
-    "folder",
-    "names",
-    "runner",
-    "scheduler",
-]
+OURS = ["arguments", "commands", "check", "errors", "folder", "names", "runner", "scheduler"]
 LIBRARIES = ["argparse", "importlib.metadata", "dateutil.parser", "json", "logging", "boto3"]
 
 
