@@ -850,7 +850,8 @@ def test_head_takes_one_request(fake, cli):
     """`list | head -1` over 5,000 events makes one request, and the closed pipe is silent."""
     fake.fill(waiting=5000)
     script = 'set -o pipefail; "$@" | head -1'
-    shell = ["/bin/bash", "-c", script, "-", *CLI, "list", FOLDER]
+    # As JSON, for a page of shorter lines has room in the pipe even if nobody reads.
+    shell = ["/bin/bash", "-c", script, "-", *CLI, "list", "--json", FOLDER]
     done = subprocess.run(shell, env=environment(fake), capture_output=True, check=True)
     assert (done.stdout.count(b"\n"), done.stderr) == (1, b"")
     assert fake.count() == {"ListObjectsV2": 1}
