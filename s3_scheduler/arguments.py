@@ -149,16 +149,12 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
 
     example = "'s3://my-bucket/later/2030-01-31T09:00:00.000000Z|shop|welcome/42.json'"
     command("cancel", "EVENT", "Remove events, also failed ones, and print their URIs.", example)
-    text = (
-        "Move events to WHEN, in place of any there for the same target, and print their new URIs."
-    )
+    text = "Move events to WHEN, replacing any there for the same target; print the new URIs."
     command("reschedule", "EVENT WHEN", text, f"{example} +3d")
     text = "Put failed events back, or all of a folder that is given instead, and print their URIs."
     command("retry", "EVENT", text, "s3://my-bucket/later")
 
-    text = (
-        "Deliver what is due, in one run or every SPAN, and print what each run did, if anything."
-    )
+    text = "Deliver what is due, once or every SPAN, and print what each run did, if anything."
     add = command("run", "FOLDER", text, "s3://my-bucket/later --every 1m --time-limit 50s")
     add("--every", **pause, default=0, help="every SPAN until SIGTERM or Ctrl-C, with --ahead SPAN")
     add("--ahead", **span, help="deliver what falls due within SPAN, too, each at its moment")
