@@ -15,14 +15,13 @@ from typing import Any
 
 from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
-from .backlog import Backlog
+from .backlog import SILENCE, Backlog
 from .delivery import Copied, Delivery
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
 from .report import MAX_INVALID_NAMES, Failure, Report
 from .scheduler import Scheduler
 from .unconfirmed import Unconfirmed
-from .window import SILENCE
 
 logger = logging.getLogger(__package__)
 
@@ -169,7 +168,7 @@ class Run:
         self._read()
         self._start_copies()
         self._delete()
-        waits = self.backlog.next_held and not self.unconfirmed.is_full and self._in_time()
+        waits = self.backlog.held and not self.unconfirmed.is_full and self._in_time()
         return bool(self.in_flight or waits)
 
     def _in_time(self) -> bool:
@@ -190,10 +189,10 @@ class Run:
     def _patience(self) -> float:
         """For how many seconds there is nothing to do but wait until something is done."""
         waits = [self.unconfirmed.wait(self.elapsed()), POLL if self.stop else TIMEOUT_MAX]
-        if self.backlog.in_flight and len(self.backlog):
+        if self.backlog.in_flight and self.backlog.waiting:
             waits.append(SILENCE / 2)  # a bucket may fall silent, and others go instead
-        if (held := self.backlog.next_held) and self._in_time():
-            due = names.listed_due(self.folder.prefix, held) - self.began
+        if self.backlog.held and self._in_time():
+            due = names.listed_due(self.folder.prefix, self.backlog.held[0]) - self.began
             waits.append(max(0.0, due.total_seconds() - self.elapsed()))
         return min(waits)
 
@@ -211,47 +210,49 @@ class Run:
         page = done.result()
         i, n = self.shard
         mine = (event for event in page.events if names.shard_of(event.bucket, event.key, n) == i)
-        if self.backlog.take_page(after, page.last, mine, self.due):
-            for name in page.invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
-                logger.warning("%r is not the name of an event; it is left alone", name)
-            self.report += Report(invalid=len(page.invalid), invalid_names=tuple(page.invalid))
+        seen = self.backlog.take_page(after, page.last, mine, self.due)
+        invalid = tuple(name for name in page.invalid if name > seen)
+        for name in invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
+            logger.warning("%r is not the name of an event; it is left alone", name)
+        self.report += Report(invalid=len(invalid), invalid_names=invalid)
 
     def _start_copies(self) -> None:
         while self._in_time() and not self.unconfirmed.is_full:
-            began = self.elapsed()
-            event = self.backlog.next(began)
+            event = self.backlog.next(self.elapsed())
             if event is None:
                 break
-            settle = partial(self._settle_copy, event, began)
+            settle = partial(self._settle_copy, event)
             self._submit(settle, self.delivery.deliver, event, self._in_time)
 
-    def _settle_copy(self, event: Event, began: float, done: Future[Copied | Failure]) -> None:
+    def _settle_copy(self, event: Event, done: Future[Copied | Failure]) -> None:
         outcome, now = done.result(), self.elapsed()
+        window, began = self.backlog.end(event)
         if isinstance(outcome, Copied):
             if outcome.before:
                 self.report += Report(delivered_before=1)
             else:
                 lateness = self.began - event.due + timedelta(seconds=now)
                 self.report += Report(copied=1, max_lateness=lateness)
-            self.backlog.delivered(event, now, now - began)
+            window.succeed(now - began)
             self.unconfirmed.add(outcome.event, now)
-        elif isinstance(outcome.error, Gone | Changed):
-            gone = isinstance(outcome.error, Gone)
-            self.report += Report(unfinished=not gone)
-            self.backlog.passed_over(event, now, left=gone)
-        elif is_throttling(outcome.error):
-            if self.backlog.throttled(event, now, began):
-                self._fail(outcome)
+        elif isinstance(outcome.error, Gone):
+            self.backlog.release(event)
+        elif isinstance(outcome.error, Changed):
+            self.report += Report(unfinished=True)
+            self.backlog.block(event)
+        elif is_throttling(outcome.error) and not window.throttle(now, began):
+            self.backlog.again(event)
         else:
             self._fail(outcome)
-            self.backlog.failed(
-                event,
-                now,
-                refused=is_callers_fault(outcome.error),
-                unanswered=may_have_arrived(outcome.error),
-                quarantined=outcome.quarantined,
-                healthy=error_code(outcome.error) == "TargetExists",
-            )
+            if error_code(outcome.error) == "TargetExists":  # the bucket is well
+                window.succeed(now - began)
+            else:
+                window.fail(
+                    refused=is_callers_fault(outcome.error),
+                    unanswered=may_have_arrived(outcome.error),
+                    quarantined=outcome.quarantined,
+                )
+            (self.backlog.release if outcome.quarantined else self.backlog.block)(event)
 
     def _fail(self, failure: Failure) -> None:
         fate = "it was moved to failed/" if failure.quarantined else "the next run tries it again"

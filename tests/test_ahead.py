@@ -296,7 +296,7 @@ def test_more_than_a_run_holds(folder, clock):
 
     def before(request):
         note(request)
-        held.append(len(run.backlog))
+        held.append(run.backlog.waiting + len(run.backlog.held))
 
     folder.s3.before = before
     report = run.work()
