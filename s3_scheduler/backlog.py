@@ -237,7 +237,7 @@ class Backlog:
         return event
 
     def end(self, event: Event) -> tuple[Window, float]:
-        """The copy is over: its window, and when it began; `release`, `block` or `again` follows."""
+        """The copy is over; its window and start. `release`, `block` or `again` follows."""
         lane = self._lane(event.bucket)
         lane.in_flight -= 1
         _, began = self.in_flight.pop(event.name)
