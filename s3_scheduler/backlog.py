@@ -178,7 +178,7 @@ class Backlog:
     # Copying: who may go next, and what became of it
 
     def next(self, now: float) -> Event | None:
-        """An event to copy now, or None; when its copy is over, `end` follows.
+        """An event to copy now, or None; then `end` follows, and `release`, `block` or `again`.
 
         Quick buckets go first, then new ones; among equals the one with the fewest copies in
         flight, then the one with the oldest event.
@@ -237,7 +237,7 @@ class Backlog:
         return event
 
     def end(self, event: Event) -> tuple[Window, float]:
-        """The copy is over; its window and start. `release`, `block` or `again` follows."""
+        """The copy is over; returns its window, to be told how it went, and when it began."""
         lane = self._lane(event.bucket)
         lane.in_flight -= 1
         _, began = self.in_flight.pop(event.name)

@@ -1000,13 +1000,13 @@ def test_five_hundred_buckets():
 
 
 def test_what_is_remembered_is_bounded():
-    """A backlog does not grow with what it has done."""
+    """A backlog does not grow with what it has done, in whatever order copies end."""
     sizes = []
     rng = random.Random(0)
-    for count in (2_000, 6_000):
+    for count in (2_000, 8_000):
         folder = Folder()
         folder.put(spread(count, 7))
-        while folder.events:
+        while len(folder.events) > 500:
             folder.ask()
             folder.read()
             while folder.begin():
@@ -1014,9 +1014,8 @@ def test_what_is_remembered_is_bounded():
             each, _ = rng.choice(list(folder.in_flight.values()))
             folder.settle(each, "delivered")
             folder.delete(each)
-        assert len(folder.delivered) == count
         sizes.append(len(pickle.dumps(folder.it)))
-    assert sizes[1] < 2 * sizes[0] < 500_000
+    assert sizes[1] < 1.1 * sizes[0] < 500_000
 
 
 BUCKETS = ["a", "b", "c"]
