@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from functools import partial
 
 import boto3
 from botocore.config import Config
@@ -39,6 +40,8 @@ _NEXT = """
 The server ends now, and all that it held in memory. What to do next:
     deploy a runner          README.md, "Deploy it in ten minutes"
     try a bucket of yours    s3-scheduler check s3://YOUR-BUCKET/later"""
+
+_say = partial(print, flush=True)
 
 
 def main() -> int:
@@ -78,7 +81,3 @@ def _tell(names: dict[str, object]) -> None:
         else:
             _say(">>> " + code.replace("\n", "\n... "))
             exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - as Python's prompt does
-
-
-def _say(*words: object) -> None:
-    print(*words, flush=True)
