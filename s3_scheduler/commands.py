@@ -121,7 +121,8 @@ def _run(scheduler: Scheduler, options: Namespace) -> int:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: _complain(record.getMessage())  # type: ignore[assignment]
     logging.getLogger(__package__).handlers = [handler]
-    stopped = _note_signals()
+    stopped: list[int] = []
+    _at_signals(lambda number, _: stopped.append(number))
     options.ahead = options.every if options.ahead is None else options.ahead
     names = ("ahead", "time_limit", "retry_for", "once", "target_buckets", "shard")
     arguments: Any = {name: getattr(options, name) for name in names}
@@ -144,27 +145,33 @@ def _run(scheduler: Scheduler, options: Namespace) -> int:
 
 
 def _check(scheduler: Scheduler, options: Namespace) -> int:
-    stopped = _note_signals()
     codes = [0]
+    stopped: list[int] = []
 
     def tell(status: str, text: str) -> None:
         codes.append({"weaker": 1, "missing": 2}.get(status, 0))
         as_json = json.dumps({"status": status, "text": text})
         _say(as_json if options.json else f"{status:<8} {text}")
-        if stopped and status != "left":  # nothing may disturb the cleaning up
-            raise KeyboardInterrupt
 
+    def note(number: int, _: object) -> None:
+        stopped.append(number)  # nothing may disturb the cleaning up
+
+    def interrupt(*_: object) -> None:
+        _at_signals(note)
+        raise KeyboardInterrupt
+
+    _at_signals(interrupt)
     with closing(Check(scheduler.folder, tell)) as checking:
-        checking.run(options.roles, options.target_buckets or [])
+        try:
+            checking.run(options.roles, options.target_buckets or [])
+        finally:
+            _at_signals(note)
     return 130 if stopped else max(codes)
 
 
-def _note_signals() -> list[int]:
-    """From now on, SIGTERM and Ctrl-C interrupt nothing, but are noted in this list."""
-    noted: list[int] = []
+def _at_signals(handler: Callable[..., None]) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, _: noted.append(number))
-    return noted
+        signal.signal(signum, handler)
 
 
 def _say(line: str, unread: int = 141) -> None:
