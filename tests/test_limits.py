@@ -81,6 +81,16 @@ def test_strays(folder):
     assert folder.waiting == marker + invalid + beyond
 
 
+def test_a_stray_that_is_read_again(folder):
+    """A name that is not an event is reported once, however often its page is read."""
+    for i in range(160):
+        folder.put(1_000 - i)
+    folder.s3.put("events", "later/2030-01-31T11:59:59Z")
+    report = folder.run()
+    assert folder.s3.count()["ListObjectsV2"] > 2
+    assert (report.copied, report.invalid) == (160, 1)
+
+
 def test_idle(folder):
     """An idle run is one request, however many events wait."""
     folder.s3.fill(waiting=5_000)
