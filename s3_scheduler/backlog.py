@@ -65,6 +65,7 @@ class Backlog:
 
     def read_after(self) -> str | None:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
+        self._update_order()  # what may not go is left out
         if self._runs_short():
             wanted = [self._position]
         else:
@@ -73,8 +74,7 @@ class Backlog:
 
     def _runs_short(self) -> bool:
         """More is to be read for the first time before there is nothing left to copy quickly."""
-        # Only buckets that answer quickly count: behind the events of all others there may be some
-        # for a bucket that is well.
+        # Only buckets that answer quickly count: behind all others there may be one that is well.
         quick = (len(lane.ready) for lane in self._lanes.values() if lane.standing == QUICK)
         supply = accumulate(quick, initial=len(self.held))
         return self._position != END and all(count < 4 * self.width for count in supply)
@@ -126,6 +126,7 @@ class Backlog:
         self.ripen(due)
         last, seen, resumed = last or END, self._position, {}
         for scope, name in list(self._gaps.items()):
+            # A page that was read for a name may end before it, and is not to be read for ever.
             if (name[:-1] == after or after < name <= last) and self._resumes(scope, name):
                 resumed[scope] = self._gaps.pop(scope)
                 if last < seen:

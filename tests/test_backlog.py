@@ -579,6 +579,17 @@ def test_reading_past_a_quick_bucket_that_hangs():
     assert it.read_after() == FIRST
 
 
+def test_room_where_buckets_are_shut():
+    """What waits for buckets that are shut takes no room, however many are shut at once."""
+    it = filled(*many(950), *many(950, "b"), last=FIRST)
+    for _ in range(window.MAX_FAILURES - 1):
+        for each in begun(it):
+            fail(it, each)
+    for each in begun(it):
+        fail(it, each)
+    assert (it.read_after(), it.waiting) == (FIRST, 0)
+
+
 def test_a_quick_bucket_among_many_that_hang():
     """A quick bucket returns to what was left out of it, though others fill the backlog."""
     quick = many(1_100, "quick")
