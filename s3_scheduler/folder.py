@@ -281,9 +281,10 @@ class Folder:
         """What DeleteObjects says of each event that its answer names; None: it is deleted."""
         if not events:
             return {}
-        objects: Any = [{"Key": event.name, "ETag": event.etag} for event in events]
+        objects = [{"Key": event.name, "ETag": event.etag} for event in events]
+        delete: Any = {"Objects": objects, "Quiet": False}
         try:
-            answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects})
+            answer = self.client.delete_objects(Bucket=self.bucket, Delete=delete)
         except Exception as refusal:  # noqa: BLE001 - the report carries it
             if answers.http_status(refusal) in (400, 405, 501):
                 return {}  # Swift and Zenko, say, want the MD5 that boto3 gave up sending
