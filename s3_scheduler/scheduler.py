@@ -144,8 +144,8 @@ class Scheduler:
         and `cancel` do. After any other error both names may be waiting: nothing is lost. If the
         event is due, a run may deliver it meanwhile, and again at the new moment. Where S3 or boto3
         (before 1.40.65) does not know If-None-Match on copies, an event that is cancelled meanwhile
-        may still be delivered at the new moment, and one may be lost that two calls move to the
-        same moment at once.
+        may still be delivered at the new moment, and an event that two calls move to the same
+        moment at once may be lost.
         """
         due, bucket, key = self.folder.parse(name)
         if name.startswith(self.folder.failed_prefix):
