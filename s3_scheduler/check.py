@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -26,8 +25,7 @@ class Check:
     """Tries what an application or a runner needs; `tell` takes a status and a text for each line.
 
     The status is `ok`, `weaker`, `missing`, `skipped`, `advice`, or `left`: could not be removed.
-    Scratch objects are events that no run reads: due at the end of time, or in `failed/`, which is
-    where a runner may write. `close` removes them.
+    No run reads the scratch objects, due at the end of time or in `failed/`; `close` removes them.
     """
 
     def __init__(self, folder: Folder, tell: Callable[[str, str], None]) -> None:
@@ -35,21 +33,21 @@ class Check:
         self.client: Any = folder.client
         self.tell = tell
         self.key = f"s3-scheduler-check-{secrets.token_hex(8)}"
-        end = datetime.max.replace(tzinfo=timezone.utc)
+        end = names.to_utc("9999-12-31T23:59:59.999999Z")
         self.name = names.build(folder.prefix, end, folder.bucket, self.key)
         self.here = self.writable = _arn(folder.bucket, f"/{folder.prefix}*")
         self.scratch: list[tuple[str, str]] = []  # bucket and key of what is to be removed
 
     def close(self) -> None:
         """Remove the scratch objects, and tell which could not be."""
-        left = {}
-        for bucket, key in self.scratch:
+        left = []  # told at the end, for whoever reads it may have gone
+        for bucket, key in dict.fromkeys(self.scratch):
             try:
                 self.client.delete_object(Bucket=bucket, Key=key)
             except (BotoCoreError, ClientError) as error:
-                left[f"s3://{bucket}/{key}"] = error
-        for uri, why in left.items():
-            self.tell("left", f"{uri}, if it is there: {why}")
+                left.append(f"s3://{bucket}/{key}, if it is there: {error}")
+        for text in left:
+            self.tell("left", text)
 
     def run(self, roles: Collection[str], target_buckets: Collection[str]) -> None:
         """Try what these roles need, which makes scratch objects."""
@@ -64,8 +62,8 @@ class Check:
             with self._promise(f"runs can deliver from {uri}", "missing"):
                 self._runner(target_buckets)
         with self._promise(f"{bucket} keeps no old versions", "skipped"):
-            look = partial(self.client.get_bucket_versioning, Bucket=bucket)
-            if _ask(f"s3:GetBucketVersioning on {_arn(bucket)}", look).get("Status"):
+            need = f"s3:GetBucketVersioning on {_arn(bucket)}"
+            if _ask(need, self.client.get_bucket_versioning, Bucket=bucket).get("Status"):
                 raise Flaw("advice", "it does, and every delivery leaves one; add a lifecycle rule")
 
     def _application(self) -> None:
