@@ -68,35 +68,33 @@ class Check:
 
     def _application(self) -> None:
         folder = self.folder
-        event = self._both(folder.delete, "a rescheduled event keeps its")
+        stale, _ = self._both(folder.delete, "a rescheduled event keeps its")
         abort = partial(self.client.abort_multipart_upload, Bucket=folder.bucket, Key=self.name)
         with suppress(ClientError):  # there is no such upload, so that none can be left behind
             _ask(f"s3:AbortMultipartUpload on {self.here}", abort, UploadId="none")
         with self._promise("replace=False never overwrites"):
-            _refused("If-None-Match", folder.put, self.name, b"second", IfNoneMatch="*")
-        self._write(b"third")
+            _refused("If-None-Match", folder.put, self.name, b"another", IfNoneMatch="*")
         with self._promise("cancel never removes a replacement that it has not seen"):
-            _refused("If-Match on deletes", folder.delete, event)
+            _refused("If-Match on deletes", folder.delete, stale)
 
     def _runner(self, target_buckets: Collection[str]) -> None:
-        event = self._both(self._delete, "a delivered event arrives with its")
-        copy = partial(self.folder.copy, event, self.folder.bucket)
+        stale, event = self._both(self._delete, "a delivered event arrives with its")
+        folder, place = self.folder, (self.folder.bucket, f"{self.name}-once")
         with self._promise("once=True never overwrites"):
-            if not self.folder.can_create:
+            if not folder.can_create:
                 raise Flaw("skipped", "it needs boto3 1.40.65 or later")
-            self.scratch.append((self.folder.bucket, f"{self.name}-once"))
-            copy(f"{self.name}-once", IfNoneMatch="*")
-            _refused("If-None-Match on copies", copy, f"{self.name}-once", IfNoneMatch="*")
+            self.scratch.append(place)
+            folder.copy(event, *place, IfNoneMatch="*")
+            _refused("If-None-Match on copies", folder.copy, event, *place, IfNoneMatch="*")
         for bucket in target_buckets:
             with self._promise(f"runs can deliver to s3://{bucket}/", "missing"):
                 self._target(event, bucket)
         if not target_buckets:
             self.tell("skipped", "copies to targets: name their buckets with --target-bucket")
-        self._write(b"second")
         with self._promise("an event replaced during its delivery is not delivered twice"):
-            _refused("CopySourceIfMatch", copy, f"{self.name}-copy")
+            _refused("CopySourceIfMatch", folder.copy, stale, folder.bucket, f"{self.name}-copy")
         with self._promise("an event replaced during its delivery is never lost"):
-            _refused("the ETags of deletes", self._delete, event)
+            _refused("the ETags of deletes", self._delete, stale)
 
     def _delete(self, event: Event) -> None:
         for error in self.folder.delete_all([event]).values():
@@ -114,27 +112,27 @@ class Check:
             if not _ask(f"s3:GetObject on {objects}", self.folder.has_content, event, *place):
                 raise Flaw("weaker", "this store changes their ETags")
 
-    def _both(self, delete: Callable[[Event], None], promise: str) -> Event:
-        """Try what both roles need; returns an event."""
+    def _both(self, delete: Callable[[Event], None], promise: str) -> tuple[Event, Event]:
+        """Try what both roles need; returns an event that was replaced, and what replaced it."""
         bucket, copy = self.folder.bucket, f"{self.name}-copy"
-        _ask(f"s3:DeleteObject on {self.here}", delete, self._write())
         event = self._write()
         self.scratch.append((bucket, copy))
-        _ask(f"s3:PutObject on {self.writable}", self.folder.copy, event, bucket, copy)
+        self.folder.copy(event, bucket, copy)
+        _ask(f"s3:DeleteObject on {self.here}", delete, event)
         with self._promise(f"{promise} content type and metadata"):
             if not FIELDS.items() <= self.client.head_object(Bucket=bucket, Key=copy).items():
                 raise Flaw("weaker", "this store loses them")
         with self._promise(f"{promise} tags", "skipped"):
-            tagged = self._write(b"first", "PutObjectTagging", **TAGS)
+            tagged = self._write("PutObjectTagging", **TAGS)
             _ask(f"s3:GetObjectTagging on {self.here}", self.folder.copy, tagged, bucket, copy)
             if not self.client.get_object_tagging(Bucket=bucket, Key=copy).get("TagSet"):
                 raise Flaw("weaker", "this store loses them")
-        return event
+        return event, self._write()
 
-    def _write(self, body: bytes = b"first", action: str = "PutObject", **tags: str) -> Event:
-        """Write a scratch event, read it and list it."""
-        folder, name = self.folder, self.name + ("-tagged" if tags else "")
-        put = partial(folder.put, name, body, **FIELDS, **tags)
+    def _write(self, action: str = "PutObject", **tags: str) -> Event:
+        """Write a scratch event, with new content, read it and list it."""
+        folder, name = self.folder, self.name
+        put = partial(folder.put, name, secrets.token_bytes(8), **FIELDS, **tags)
         _ask(f"s3:{action} on {self.writable}", self._make, folder.bucket, name, put)
         event: Event = _ask(f"s3:GetObject on {self.here}", folder.look, name)
         need = f"s3:ListBucket on {_arn(folder.bucket)} with the prefix {folder.prefix}*"

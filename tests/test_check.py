@@ -429,7 +429,7 @@ def test_a_failure_half_way(s3, operation):
     assert not left_in(s3)
 
 
-@pytest.mark.parametrize("number", range(1, 17))
+@pytest.mark.parametrize("number", range(1, 15 + 2 * can_create))
 def test_a_lost_answer(s3, number):
     """What was written all the same is removed, also if boto3's next attempt is refused for it."""
     writes = count(1)
@@ -481,7 +481,7 @@ def handlers():
 
 @pytest.mark.skipif(not POSIX, reason="signals as POSIX has them")
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("at", range(1, 58 + 3 * can_create, 3))
+@pytest.mark.parametrize("at", range(1, 46 + 3 * can_create, 3))
 def test_an_interrupted_check(s3, capsys, at):
     """Ctrl-C or SIGTERM at any moment: silence, exit code 130, and nothing is left behind."""
     requests = count(1)
