@@ -1,5 +1,6 @@
 """What an answer of S3, or its absence, means. Pure: no I/O."""
 
+import re
 from typing import Any
 
 from botocore import exceptions
@@ -13,10 +14,7 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-_THROTTLED = """
-    BandwidthLimitExceeded LimitExceededException ProvisionedThroughputExceededException
-    RequestLimitExceeded ServiceUnavailable SlowDown TooManyRequests TooManyRequestsException
-""".split()  # noqa: SIM905 - with a line for each of these words nobody would read on
+_THROTTLED = "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|(limit|throughput)exceeded"
 
 # Codes of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -27,7 +25,7 @@ _ENVIRONMENT_CODES = """
     InvalidClientTokenId InvalidSecurity InvalidToken MissingAuthenticationToken NoSuchUpload
     NotSignedUp PriorRequestNotComplete RequestExpired RequestTimeTooSkewed RequestTimeout
     SignatureDoesNotMatch TokenRefreshRequired UnrecognizedClientException XAmzContentSHA256Mismatch
-""".split()  # noqa: SIM905 - see above
+""".split()  # noqa: SIM905 - with a line for each of these words nobody would read on
 
 # What botocore itself refuses to send: a bucket that has no endpoint.
 _INVALID_TARGET = (
@@ -74,8 +72,7 @@ def _metadata(error: BaseException | None) -> Any:
 
 def is_throttling(error: Exception | None) -> bool:
     """True if S3 asked for fewer requests, and says nothing of this one."""
-    code = error_code(error)
-    return code in _THROTTLED or "throttl" in code.lower() or http_status(error) in (429, 503)
+    return http_status(error) in (429, 503) or bool(re.search(_THROTTLED, error_code(error)))
 
 
 def is_transient(error: Exception | None) -> bool:
