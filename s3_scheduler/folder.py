@@ -1,7 +1,5 @@
 """A folder of events in S3, and every request that is made of it."""
 
-from __future__ import annotations
-
 import random
 import re
 import threading
@@ -69,16 +67,16 @@ class Page(NamedTuple):
 class Folder:
     """`s3://<bucket>/<prefix>`, and the client that reaches it. Thread-safe."""
 
-    def __init__(self, bucket: str, folder: str, client: S3Client | None = None) -> None:
+    def __init__(self, bucket: str, folder: str, client: "S3Client | None" = None) -> None:
         self.bucket = bucket
         self.prefix = names.folder_prefix(folder)
         self.failed_prefix = f"{self.prefix}failed/"
-        self._failed = re.compile(re.escape(self.failed_prefix) + r"[\w.-]+/")
+        self._failed = re.compile(rf"^({re.escape(self.prefix)})failed/[\w.-]+/")
         self._client = client
         self._lock = threading.Lock()
 
     @property
-    def client(self) -> S3Client:
+    def client(self) -> "S3Client":
         """The client that every request goes through; made on first use if none was given."""
         with self._lock:
             if self._client is None:
@@ -109,15 +107,12 @@ class Folder:
 
     def original_name(self, name: str) -> str:
         """The name that a failed event had before it failed."""
-        return self.prefix + name.removeprefix(self._home(name))
+        return self._failed.sub(r"\1", name)
 
     def parse(self, name: str) -> tuple[datetime, str, str]:
         """Due time, bucket and key, also of a failed event; raises `InvalidEvent`."""
-        return names.parse(self._home(name), name)
-
-    def _home(self, name: str) -> str:
         match = self._failed.match(name)
-        return match[0] if match else self.prefix
+        return names.parse(match[0] if match else self.prefix, name)
 
     # Reading
 
