@@ -36,10 +36,9 @@ def shape(client: Any, operation: str) -> Any:
 
 def check_arguments(client: Any, extra_args: Mapping[str, Any]) -> None:
     """Raise `ValueError` for arguments that boto3 does not take for a copy."""
-    target = {"Bucket": "bucket", "Key": "key", "CopySource": "bucket/key"}
     taken = shape(client, "CopyObject")
     try:
-        validate_parameters({**target, **extra_args}, taken)
+        validate_parameters({"Bucket": "b", "Key": "k", "CopySource": "b/k", **extra_args}, taken)
         validate_ascii_metadata(extra_args)
     except ParamValidationError as error:
         raise ValueError(f"extra_args holds what no copy takes: {error}") from error
@@ -51,10 +50,9 @@ def check_arguments(client: Any, extra_args: Mapping[str, Any]) -> None:
 
 
 def copy(client: Any, event: Event, **arguments: Any) -> str:
-    """Copy the event inside S3, with its headers, metadata and tags; returns the copy's ETag.
+    """Copy the event, with the arguments of CopyObject; returns the copy's ETag.
 
-    The arguments are those of CopyObject. A large object appears whole, too; if its copy fails, no
-    parts are left behind, as far as S3 lets itself be told.
+    A large object appears whole, too. If its copy fails, S3 is told to leave no parts behind.
     """
     if event.size > THRESHOLD:
         return _copy_in_parts(client, event, {**arguments, **_description(client, arguments)})
@@ -66,8 +64,7 @@ def _copy_in_parts(client: Any, event: Event, given: dict[str, Any]) -> str:
     def call(method: str, **more: Any) -> Any:
         """Call it with what is given, as far as it takes that."""
         known = shape(client, client.meta.method_to_api_mapping[method]).members
-        arguments = {**given, **more}
-        taken = {name: arguments[name] for name in known if arguments.get(name) is not None}
+        taken = {k: v for k, v in {**given, **more}.items() if k in known and v is not None}
         return getattr(client, method)(**taken)
 
     what = f"the copy of {event.name!r}"

@@ -208,10 +208,7 @@ class Folder:
         self.client.upload_fileobj(file, self.bucket, name, ExtraArgs=dict(extra_args))
 
     def copy(self, event: Event, bucket: str, key: str, **extra_args: Any) -> str:
-        """Copy the event inside S3, with its headers, metadata and tags; returns the copy's ETag.
-
-        Raises `Gone` or `Changed` if the event is not what it was.
-        """
+        """Copy the event inside S3; returns the copy's ETag. Raises `Gone` or `Changed`."""
         source = {"Bucket": self.bucket, "Key": event.name}
         target = {"Bucket": bucket, "Key": key, **extra_args}
         send = partial(copies.copy, self.client, event, CopySource=source, **target)
@@ -244,10 +241,7 @@ class Folder:
                 raise UnconfirmedAnswer(f"S3 answered 200 and did not delete {event.name!r}")
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
-        """Delete events that are still what they were; returns the failures by name.
-
-        One that was replaced has failed with `Changed`; one that is gone has not failed.
-        """
+        """Delete events; returns the failures by name: `Changed` for one that was replaced."""
         results: dict[str, Exception | None] = {}
         left = list(events)
         for pause in (0.0, *RESEND_AFTER):
