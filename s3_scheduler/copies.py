@@ -70,9 +70,8 @@ def _copy_in_parts(client: Any, event: Event, given: dict[str, Any]) -> str:
     what = f"the copy of {event.name!r}"
     given["UploadId"] = confirmed(call("create_multipart_upload"), "UploadId", what)
     try:
-        parts = _copy_parts(event, call)
-        answer = call("complete_multipart_upload", MultipartUpload={"Parts": parts})
-        etag = confirmed(answer, "ETag", what)
+        given["MultipartUpload"] = {"Parts": _copy_parts(event, call)}
+        etag = confirmed(call("complete_multipart_upload"), "ETag", what)
     except BaseException:
         with suppress(BotoCoreError, ClientError):  # the first error tells more
             call("abort_multipart_upload")
@@ -97,8 +96,7 @@ def _copy_parts(event: Event, call: Callable[..., Any]) -> list[dict[str, Any]]:
         answer = call("upload_part_copy", PartNumber=number, CopySourceRange=place)
         part = {**answer.get("CopyPartResult", {}), "PartNumber": number}
         confirmed(part, "ETag", f"the copy of {event.name!r}")
-        part.pop("LastModified", None)  # what is left is its number, ETag and checksums
-        return part
+        return {k: v for k, v in part.items() if k != "LastModified"}  # its ETag and checksums
 
     with ThreadPoolExecutor(MAX_PARTS_IN_FLIGHT, "s3_scheduler_parts") as pool:
         return list(pool.map(copy_part, count(1), range(0, event.size, size)))
