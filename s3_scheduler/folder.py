@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The default client's settings.
-CONFIG = Config(
+CONFIG = Config(  # of the default client
     connect_timeout=5,  # seconds
     read_timeout=60,  # seconds
     retries={"mode": "standard", "total_max_attempts": 3},
@@ -210,9 +209,8 @@ class Folder:
     def copy(self, event: Event, bucket: str, key: str, **extra_args: Any) -> str:
         """Copy the event inside S3; returns the copy's ETag. Raises `Gone` or `Changed`."""
         source = {"Bucket": self.bucket, "Key": event.name}
-        target = {"Bucket": bucket, "Key": key, **extra_args}
-        send = partial(copies.copy, self.client, event, CopySource=source, **target)
-        return self._send(event, send, CopySourceIfMatch=event.etag)
+        send = partial(copies.copy, self.client, event, Bucket=bucket, Key=key, CopySource=source)
+        return self._send(event, partial(send, **extra_args), CopySourceIfMatch=event.etag)
 
     def move(self, event: Event, name: str, **extra_args: Any) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed."""
@@ -241,20 +239,20 @@ class Folder:
                 raise UnconfirmedAnswer(f"S3 answered 200 and did not delete {event.name!r}")
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
-        """Delete events; returns the failures by name: `Changed` for one that was replaced."""
+        """Delete events; returns failures by name: `Changed` if it was replaced, none if gone."""
         results: dict[str, Exception | None] = {}
-        left = list(events)
         for pause in (0.0, *RESEND_AFTER):
             time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - nothing secret
-            results |= self._delete_once(left)
-            left = [event for event in left if answers.is_transient(results[event.name])]
-            if not left:
+            results |= self._delete_once(events)
+            events = [event for event in events if answers.is_transient(results[event.name])]
+            if not events:
                 break
-        return {name: error for name, error in results.items() if error}
+        return {name: without_traceback(error) for name, error in results.items() if error}
 
     def _delete_once(self, events: Sequence[Event]) -> dict[str, Exception | None]:
         # The XML of DeleteObjects cannot hold every character that a key can.
-        results = self._delete_together([event for event in events if event.name.isprintable()])
+        plain = [event for event in events if event.name.isprintable()]
+        results = self._delete_together(plain) if plain else {}
         for event in events:
             # What the answer does not name is not confirmed, and some stores judge ETags wrongly.
             if event.name not in results or error_code(results[event.name]) in answers.CHANGED:
@@ -263,13 +261,11 @@ class Folder:
                     with suppress(Gone):
                         self.delete(event)
                 except Exception as error:  # noqa: BLE001 - the report carries it
-                    results[event.name] = without_traceback(error)
+                    results[event.name] = error
         return results
 
     def _delete_together(self, events: list[Event]) -> dict[str, Exception | None]:
         """What DeleteObjects says of each event that its answer names; None: it is deleted."""
-        if not events:
-            return {}
         objects = [{"Key": event.name, "ETag": event.etag} for event in events]
         delete: Any = {"Objects": objects, "Quiet": False}
         try:
@@ -277,7 +273,7 @@ class Folder:
         except Exception as refusal:  # noqa: BLE001 - the report carries it
             if answers.http_status(refusal) in (400, 405, 501):
                 return {}  # Swift and Zenko, say, want the MD5 that boto3 gave up sending
-            return dict.fromkeys((event.name for event in events), without_traceback(refusal))
+            return dict.fromkeys((event.name for event in events), refusal)
         results: dict[str, Exception | None] = {d["Key"]: None for d in answer.get("Deleted", ())}
         for error in answer.get("Errors", ()):
             gone = error["Code"] in answers.GONE
