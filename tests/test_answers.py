@@ -142,6 +142,7 @@ def test_what_the_library_itself_refuses():
         (answer(429, "429"), True, True),
         (answer(400, "Throttling"), True, True),
         (answer(400, "KMS.ThrottlingException"), True, True),
+        (ClientError({"Error": {"Code": "SlowDownWrite"}}, "DeleteObjects"), True, True),
         (answer(500, "InternalError"), False, True),
         (answer(500, "500"), False, True),
         (answer(409, "OperationAborted"), False, True),
