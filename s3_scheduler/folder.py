@@ -78,8 +78,7 @@ class Folder:
     def client(self) -> "S3Client":
         """The client that every request goes through; made on first use if none was given."""
         with self._lock:
-            if self._client is None:
-                self._client = boto3.client("s3", config=CONFIG)
+            self._client = self._client or boto3.client("s3", config=CONFIG)
             return self._client
 
     @property
@@ -232,8 +231,7 @@ class Folder:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""
         send = partial(self.client.delete_object, Bucket=self.bucket, Key=event.name)
         answer: Any = self._send(event, send, IfMatch=event.etag)
-        # A 200 may be a proxy's.
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:  # a proxy's 200
             there = self.look(event.name)
             if there and there.etag == event.etag:
                 raise UnconfirmedAnswer(f"S3 answered 200 and did not delete {event.name!r}")
