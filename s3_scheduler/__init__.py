@@ -19,25 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["AlreadyScheduled", "InvalidEvent", "NotScheduled", "RunFailed", "SchedulerError"]
 __all__ += ["Event", "Failure", "Report", "Scheduler", "run_due"]
 
-# Each module is imported on the first use of a name of its own. So the command line can begin
-# before anything else is imported: to end quietly at Ctrl-C, and to explain itself without boto3.
-_MODULES = {
-    "errors": ["AlreadyScheduled", "InvalidEvent", "NotScheduled", "SchedulerError"],
-    "names": ["Event"],
-    "report": ["Failure", "Report", "RunFailed"],
-    "runner": ["run_due"],
-    "scheduler": ["Scheduler"],
-}
 
-
+# Imported on the first use of a name, so that the command line can begin before anything else is
+# imported: to end quietly at Ctrl-C, and to explain itself without boto3.
 def __getattr__(name: str) -> object:
-    from importlib import import_module  # noqa: PLC0415 - see above
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, names, report, runner, scheduler  # noqa: PLC0415 - see above
 
-    for module, names in _MODULES.items():
-        if name in names:
-            found = globals()[name] = getattr(import_module(f".{module}", __name__), name)
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = (errors, names, report, runner, scheduler)
+    return next(vars(home)[name] for home in homes if name in vars(home))
 
 
 def __dir__() -> list[str]:
