@@ -1,6 +1,5 @@
 """What the commands of the command line do, and how they report it."""
 
-import io
 import json
 import logging
 import os
@@ -8,11 +7,9 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,11 +27,10 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 def execute(options: Namespace) -> int:
     """Run the command, and return its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     if sys.stdout is None:
-        _complain("standard output is closed; send it to /dev/null if nobody reads it")
-        return 3
+        return _complain("standard output is closed; send it to /dev/null if nobody reads it", 3)
     commands = {"schedule": _schedule, "list": _list, "run": _run, "check": _check}
     try:
         if options.command == "demo":
@@ -45,7 +41,7 @@ def execute(options: Namespace) -> int:
         client = session.client("s3", endpoint_url=options.endpoint_url, config=CONFIG)
         if options.command in commands:
             return commands[options.command](Scheduler(*options.FOLDER, client=client), options)
-        return _change(partial(Scheduler, client=client), options)
+        return _change(client, options)
     except Exception as error:  # noqa: BLE001 - one clear line, whatever it is
         return _complain(error)
 
@@ -84,18 +80,18 @@ def _list(scheduler: Scheduler, options: Namespace) -> int:
     return 0
 
 
-def _change(open_folder: Callable[[str, str], Scheduler], options: Namespace) -> int:
+def _change(client: Any, options: Namespace) -> int:
     """Cancel, reschedule or retry events; one that cannot be changed stops no other."""
     uris = options.EVENT
     if options.command == "retry" and len(uris) == 1 and "|" not in uris[0]:
-        scheduler = open_folder(*place(uris[0]))
+        scheduler = Scheduler(*place(uris[0]), client=client)
         uris = (uri(scheduler.folder.bucket, found.name) for found in scheduler.failed())
     status = 0
     for each in uris:
         try:
             bucket, name, folder = event(each)
-            new_name = _change_one(open_folder(bucket, folder), name, options)
-            _say(uri(bucket, new_name))
+            scheduler = Scheduler(bucket, folder, client=client)
+            _say(uri(bucket, _change_one(scheduler, name, options)))
         except Exception as error:  # noqa: BLE001 - the others can be changed all the same
             status = max(status, _complain(error))
     return status
@@ -146,18 +142,15 @@ def _run(scheduler: Scheduler, options: Namespace) -> int:
 
 def _check(scheduler: Scheduler, options: Namespace) -> int:
     codes = [0]
-    stopped: list[int] = []
 
     def tell(status: str, text: str) -> None:
         codes.append({"weaker": 1, "missing": 2}.get(status, 0))
         as_json = json.dumps({"status": status, "text": text})
         _say(as_json if options.json else f"{status:<8} {text}")
 
-    def note(number: int, _: object) -> None:
-        stopped.append(number)  # nothing may disturb the cleaning up
-
     def interrupt(*_: object) -> None:
-        _at_signals(note)
+        # Nothing may disturb the cleaning up. (At SIG_IGN, Python complains of pending signals.)
+        _at_signals(lambda *_: None)
         raise KeyboardInterrupt
 
     _at_signals(interrupt)
@@ -165,11 +158,11 @@ def _check(scheduler: Scheduler, options: Namespace) -> int:
         try:
             checking.run(options.roles, options.target_buckets or [])
         finally:
-            _at_signals(note)
-    return 130 if stopped else max(codes)
+            _at_signals(lambda *_: None)
+    return max(codes)
 
 
-def _at_signals(handler: Callable[..., None]) -> None:
+def _at_signals(handler: Any) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handler)
 
@@ -177,18 +170,17 @@ def _at_signals(handler: Callable[..., None]) -> None:
 def _say(line: str, unread: int = 141) -> None:
     """Print it at once; `unread` is the exit code if its reader has gone."""
     try:
-        print(line, flush=True)
+        print(line)
     except OSError as error:
         # Or Python would try to write what is still in the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if isinstance(error, BrokenPipeError):
-            sys.exit(unread)
-        _complain(f"the output could not be written: {error}")
-        sys.exit(3)
+        if not isinstance(error, BrokenPipeError):
+            unread = _complain(f"the output could not be written: {error}", 3)
+        sys.exit(unread)
 
 
-def _complain(error: object) -> int:
-    """Say it on standard error, in one line; returns an exit code."""
+def _complain(error: object, code: int = 2) -> int:
+    """Say it on standard error, in one line; returns the exit code."""
     with suppress(AttributeError, OSError):  # nobody reads
         sys.stderr.write(f"s3-scheduler: {' '.join(str(error).splitlines())}\n")
-    return 1 if isinstance(error, AlreadyScheduled | NotScheduled) else 2
+    return 1 if isinstance(error, AlreadyScheduled | NotScheduled) else code
