@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-from functools import partial
 
 import boto3
 from botocore.config import Config
@@ -41,8 +40,6 @@ The server ends now, and all that it held in memory. What to do next:
     deploy a runner          README.md, "Deploy it in ten minutes"
     try a bucket of yours    s3-scheduler check s3://YOUR-BUCKET/later"""
 
-_say = partial(print, flush=True)
-
 
 def main() -> int:
     """Tell the story, in some 15 seconds, on a server of its own; returns the exit status."""
@@ -51,14 +48,14 @@ def main() -> int:
     client = session.client("s3", endpoint_url=url, config=Config(proxies={}))
     client.create_bucket(Bucket="my-bucket")
     client.create_bucket(Bucket="inbox")
-    _say(f"moto, an S3 server for tests, answers at {url}")
-    _say("It has two buckets, my-bucket and inbox. To look from a second terminal:\n")
-    _say(f"    export AWS_ENDPOINT_URL={url} AWS_DEFAULT_REGION=us-east-1")
-    _say("    export AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo")
-    _say(f"    {sys.executable} -m s3_scheduler list s3://my-bucket/later")
-    _say(f"    aws --endpoint-url {url} s3 ls --recursive s3://inbox")
-    _tell({"client": client, "print": _say})
-    _say(_NEXT)
+    print(f"moto, an S3 server for tests, answers at {url}")
+    print("It has two buckets, my-bucket and inbox. To look from a second terminal:\n")
+    print(f"    export AWS_ENDPOINT_URL={url} AWS_DEFAULT_REGION=us-east-1")
+    print("    export AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo")
+    print(f"    {sys.executable} -m s3_scheduler list s3://my-bucket/later")
+    print(f"    aws --endpoint-url {url} s3 ls --recursive s3://inbox")
+    _tell({"client": client})
+    print(_NEXT)
     return 0
 
 
@@ -77,7 +74,7 @@ def _tell(names: dict[str, object]) -> None:
     for code in re.split(r"\n(?! )", _STORY):
         if code.startswith("#"):
             time.sleep(1)
-            _say(f"\n{code[2:]}\n")
+            print(f"\n{code[2:]}\n")
         else:
-            _say(">>> " + code.replace("\n", "\n... "))
+            print(">>> " + code.replace("\n", "\n... "))
             exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - as Python's prompt does
