@@ -34,16 +34,21 @@ while list(scheduler.pending()):
     run_due(scheduler, ahead=1).raise_for_failures()
     there = client.list_objects_v2(Bucket="inbox").get("Contents", [])
     print(time.strftime("%H:%M:%SZ", time.gmtime()), [entry["Key"] for entry in there])
-    time.sleep(0.5)"""
-_NEXT = """
-The server ends now, and all that it held in memory. What to do next:
+    time.sleep(0.5)
+# The server ends now, and all that it held in memory. What to do next:
     deploy a runner          README.md, "Deploy it in ten minutes"
     try a bucket of yours    s3-scheduler check s3://YOUR-BUCKET/later"""
 
 
 def main() -> int:
     """Tell the story, in some 15 seconds, on a server of its own; returns the exit status."""
-    url = _start_server()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]  # the user's accounts are none of its business
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     session = boto3.Session("demo", "demo", region_name="us-east-1")
     client = session.client("s3", endpoint_url=url, config=Config(proxies={}))
     client.create_bucket(Bucket="my-bucket")
@@ -55,19 +60,7 @@ def main() -> int:
     print(f"    {sys.executable} -m s3_scheduler list s3://my-bucket/later")
     print(f"    aws --endpoint-url {url} s3 ls --recursive s3://inbox")
     _tell({"client": client})
-    print(_NEXT)
     return 0
-
-
-def _start_server() -> str:
-    """Start an S3 in memory, in a thread that ends with the process; returns its URL."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]  # the user's accounts are none of its business
-    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    return f"http://127.0.0.1:{server.get_host_and_port()[1]}"
 
 
 def _tell(names: dict[str, object]) -> None:
