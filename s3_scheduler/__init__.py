@@ -27,8 +27,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors, names, report, runner, scheduler  # noqa: PLC0415 - see above
 
-    homes = (errors, names, report, runner, scheduler)
-    return next(vars(home)[name] for home in homes if name in vars(home))
+    return (vars(errors) | vars(names) | vars(report) | vars(runner) | vars(scheduler))[name]
 
 
 def __dir__() -> list[str]:
