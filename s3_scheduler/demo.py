@@ -15,6 +15,11 @@ except ImportError as error:
     raise ImportError(f"{error}; pip install 'moto[s3]' flask flask-cors") from error
 
 _STORY = """\
+# moto, an S3 server for tests, answers at {url}. To look from a second terminal:
+    export AWS_ENDPOINT_URL={url} AWS_DEFAULT_REGION=us-east-1
+    export AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo
+    {python} -m s3_scheduler list s3://my-bucket/later
+    aws --endpoint-url {url} s3 ls --recursive s3://inbox
 # 1. SCHEDULE objects now, to appear in the bucket "inbox" when they are due
 import time
 from datetime import timedelta
@@ -53,21 +58,12 @@ def main() -> int:
     client = session.client("s3", endpoint_url=url, config=Config(proxies={}))
     client.create_bucket(Bucket="my-bucket")
     client.create_bucket(Bucket="inbox")
-    print(f"moto, an S3 server for tests, answers at {url}")
-    print("It has two buckets, my-bucket and inbox. To look from a second terminal:\n")
-    print(f"    export AWS_ENDPOINT_URL={url} AWS_DEFAULT_REGION=us-east-1")
-    print("    export AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo")
-    print(f"    {sys.executable} -m s3_scheduler list s3://my-bucket/later")
-    print(f"    aws --endpoint-url {url} s3 ls --recursive s3://inbox")
-    _tell({"client": client})
-    return 0
-
-
-def _tell(names: dict[str, object]) -> None:
-    for code in re.split(r"\n(?! )", _STORY):
+    names = {"client": client}
+    for code in re.split(r"\n(?! )", _STORY.format(url=url, python=sys.executable)):
         if code.startswith("#"):
             time.sleep(1)
             print(f"\n{code[2:]}\n")
         else:
             print(">>> " + code.replace("\n", "\n... "))
             exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - as Python's prompt does
+    return 0

@@ -83,7 +83,7 @@ def test_a_second_terminal_can_look(env):
     running = "from s3_scheduler.__main__ import main; main(['demo'])"
     demo = start(env, sys.executable, "-c", f"{waiting}; {running}")
     try:
-        demo.stdin.write("1. SCHEDULE\n2. LOOK\n")
+        demo.stdin.write("hints\n1. SCHEDULE\n2. LOOK\n")
         demo.stdin.flush()
         shown = read_until(demo, f"|inbox|{EVENTS[-1]}\n")
         look = re.findall(r"^    (export .+|.+ -m s3_scheduler list .+)$", shown, re.MULTILINE)
