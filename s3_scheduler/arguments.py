@@ -85,14 +85,8 @@ _POSITIONAL: dict[str, Any] = {
 }
 
 
-def parse(argv: list[str]) -> Namespace:
+def parse(argv: list[str]) -> Namespace:  # noqa: PLR0915 - a list of arguments
     """The options of a command; `argv` without the program. Exits if it asks for help, or errs."""
-    # argparse would take a moment such as -5m for an option.
-    arguments = [re.sub("^(?=-[0-9][0-9.wdhms]*$)", " ", text) for text in argv]
-    return _parser().parse_args(arguments, Namespace(endpoint_url=None, profile=None, region=None))
-
-
-def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     settings = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     settings.add_argument("--endpoint-url", metavar="URL", help="of an S3 that is not Amazon's")
     settings.add_argument("--profile", metavar="NAME", help="of your AWS configuration")
@@ -161,4 +155,6 @@ def _parser() -> ArgumentParser:  # noqa: PLR0915 - a list of arguments
     add("--json", **flag, help="one JSON object a line")
 
     command("demo", "", "Watch it at work on an S3 server of its own: no AWS account needed.", "")
-    return parser
+    # argparse would take a moment such as -5m for an option.
+    arguments = [re.sub("^(?=-[0-9][0-9.wdhms]*$)", " ", text) for text in argv]
+    return parser.parse_args(arguments, Namespace(endpoint_url=None, profile=None, region=None))
