@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -107,8 +108,7 @@ def _change_one(scheduler: Scheduler, name: str, options: Namespace) -> str:
         if not scheduler.cancel(name):
             raise NotScheduled(name)
     except Exception:
-        # HEAD does not tell what is missing, or why it is refused; LIST does.
-        scheduler.folder.page(name, limit=1)
+        scheduler.folder.page(name, limit=1)  # LIST says what is wrong, HEAD does not
         raise
     return name
 
@@ -149,8 +149,7 @@ def _check(scheduler: Scheduler, options: Namespace) -> int:
         _say(as_json if options.json else f"{status:<8} {text}")
 
     def interrupt(*_: object) -> None:
-        # Nothing may disturb the cleaning up. (At SIG_IGN, Python complains of pending signals.)
-        _at_signals(lambda *_: None)
+        _at_signals(lambda *_: None)  # with SIG_IGN, Python would complain of a pending signal
         raise KeyboardInterrupt
 
     _at_signals(interrupt)
@@ -158,11 +157,11 @@ def _check(scheduler: Scheduler, options: Namespace) -> int:
         try:
             checking.run(options.roles, options.target_buckets or [])
         finally:
-            _at_signals(lambda *_: None)
+            _at_signals(lambda *_: None)  # nothing may disturb the cleaning up
     return max(codes)
 
 
-def _at_signals(handler: Any) -> None:
+def _at_signals(handler: Callable[..., None]) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, handler)
 
@@ -172,8 +171,7 @@ def _say(line: str, unread: int = 141) -> None:
     try:
         print(line)
     except OSError as error:
-        # Or Python would try to write what is still in the buffer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at its end, Python writes what is left
         if not isinstance(error, BrokenPipeError):
             unread = _complain(f"the output could not be written: {error}", 3)
         sys.exit(unread)
