@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from . import answers, copies, names
-from .answers import UnconfirmedAnswer, confirmed, error_code, without_traceback
+from .answers import UnconfirmedAnswer, confirmed, error_code, was_retried, without_traceback
 from .errors import InvalidEvent, SchedulerError
 from .names import Event
 
@@ -211,16 +211,18 @@ class Folder:
         send = partial(copies.copy, self.client, event, Bucket=bucket, Key=key, CopySource=source)
         return self._send(event, partial(send, **extra_args), CopySourceIfMatch=event.etag)
 
-    def move(self, event: Event, name: str, **extra_args: Any) -> None:
-        """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed."""
+    def move(self, event: Event, name: str, *, withdraw: bool = False, **extra_args: Any) -> None:
+        """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
+        With `withdraw` so it is if the event is gone, unless this call may have deleted it.
+        """
         etag = self.copy(event, self.bucket, name, **extra_args)
         try:
+            self.delete(event)
+        except (Changed, Gone) as error:
             # If it is gone, another moved it there, or an attempt whose answer was lost deleted it.
-            with suppress(Gone):
-                self.delete(event)
-        except Changed:
-            self.discard(replace(event, name=name, etag=etag))
-            raise
+            if isinstance(error, Changed) or (withdraw and not was_retried(error.__cause__)):
+                self.discard(replace(event, name=name, etag=etag))
+                raise
 
     def discard(self, event: Event) -> None:
         """Delete the event, unless it is gone or was replaced."""

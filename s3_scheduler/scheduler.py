@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from s3transfer.compat import seekable
 from s3transfer.utils import ReadFileChunk
 
 from . import names
-from .answers import CHANGED, UNSUPPORTED, error_code, was_retried
+from .answers import CHANGED, UNSUPPORTED, error_code
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
 from .folder import CONFLICT_AFTER, Changed, Folder, Gone
 from .names import Event, When
@@ -160,56 +159,33 @@ class Scheduler:
 
     def _move(self, name: str, new_name: str, *, replace: bool) -> str:
         """Rename the event; start again when what is under either name is changed meanwhile."""
-        for pause in CONFLICT_AFTER:
-            with suppress(Changed):
-                return self._move_once(name, new_name, replace=replace)
-            time.sleep(pause)
-        return self._move_once(name, new_name, replace=replace, last=True)
-
-    def _move_once(self, name: str, new_name: str, *, replace: bool, last: bool = False) -> str:
-        event = self.folder.look(name)
-        if event is None:
-            raise NotScheduled(name)
-        there = self.folder.look(new_name)
-        if there and not replace:
-            raise AlreadyScheduled(new_name)
-        # The same content may be there because another call is moving this very event, and
-        # withdraws its copy should the event disappear: let it finish.
-        if there and there.etag == event.etag and not last:
-            raise Changed(there)
-        create = not there and self.folder.can_create
-        copy, created = self._copy(event, new_name, create=create)
-        try:
-            self.folder.delete(event)
-        except Gone as gone:
-            # Else another call moved it there, or boto3's first attempt deleted it, as far as
-            # anybody knows: the copy may be all there is.
-            if replace and created and not was_retried(gone.__cause__):
-                self.folder.discard(copy)
-                raise NotScheduled(name) from gone
-        except Changed:
-            self.folder.discard(copy)
-            raise
-        return new_name
-
-    def _copy(self, event: Event, new_name: str, *, create: bool) -> tuple[Event, bool]:
-        """The copy, and whether S3 confirmed that nothing was there before.
-
-        Raises `Changed` also if, in spite of `create`, something is there.
-        """
-        condition = {"IfNoneMatch": "*"} if create else {}
-        try:
-            etag = self.folder.copy(event, self.folder.bucket, new_name, **condition)
-        except Gone as gone:
-            raise NotScheduled(event.name) from gone
-        except ClientError as error:
-            if not create or error_code(error) not in CHANGED | UNSUPPORTED:
-                raise
-            if there := self.folder.look(new_name):
-                raise Changed(there) from error
-            # Swift refuses the condition, and Zenko applies it to the source: do without it.
-            return self._copy(event, new_name, create=False)
-        return dataclasses.replace(event, name=new_name, etag=etag), create
+        pauses, create = list(CONFLICT_AFTER), self.folder.can_create
+        while event := self.folder.look(name):
+            there = self.folder.look(new_name)
+            if there and not replace:
+                raise AlreadyScheduled(new_name)
+            condition = {"IfNoneMatch": "*"} if create and not there else {}
+            try:
+                # The same content may be there because another call is moving this very event, and
+                # withdraws its copy should the event disappear: let it finish.
+                if there and there.etag == event.etag and pauses:
+                    raise Changed(there)
+                self.folder.move(event, new_name, withdraw=bool(condition) and replace, **condition)
+            except Gone:
+                break
+            except Changed:
+                if not pauses:
+                    raise
+                time.sleep(pauses.pop(0))
+            except ClientError as error:
+                if not condition or error_code(error) not in CHANGED | UNSUPPORTED:
+                    raise
+                # If nothing is there, Swift refuses the condition, or Zenko applies it to the
+                # source: do without it.
+                create = self.folder.look(new_name) is not None
+            else:
+                return new_name
+        raise NotScheduled(name)
 
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
         """The events with `after <= due < before`, soonest first.
