@@ -52,33 +52,28 @@ def folder_prefix(folder: str) -> str:
     """The folder as a prefix of names: one slash at its end, none at its start."""
     prefix = folder.strip("/")
     if not prefix:
-        raise ValueError(
-            f"the folder {folder!r} is empty, so it would hold every object of the bucket; "
-            "give the events a folder of their own, such as 'later'"
-        )
+        raise ValueError(f"the folder {folder!r} is empty; pass the name of one, such as 'later'")
     return prefix + "/"
 
 
 def to_utc(when: When, error: type[ValueError] = ValueError) -> datetime:
     """The moment, in UTC; raises the error without a zone or outside the years 1 to 9999."""
+    fault = "has no time zone, so its moment is ambiguous"
     try:
         moment = isoparse(when) if isinstance(when, str) else when
         if isinstance(moment, timedelta):
             moment = datetime.now(timezone.utc) + moment
         if moment.utcoffset() is not None:
             return moment.astimezone(timezone.utc)
-        advice = (
-            "has no time zone, so its moment is ambiguous; pass an aware one, such as "
-            "datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
-        )
     except OverflowError:
-        advice = "is outside the years 1 to 9999 in UTC; choose a moment within them"
+        fault = "is outside the years 1 to 9999 in UTC"
     except (AttributeError, ValueError):
-        advice = (
-            "is not a moment; pass an aware datetime, a timedelta from now, or an ISO 8601 string "
-            "such as '2030-01-31T09:00:00Z'"
-        )
-    raise error(f"{when!r} {advice}")
+        fault = "is not a moment"
+    raise error(
+        f"{when!r} {fault}; pass an aware datetime, such as datetime.now(timezone.utc) + "
+        "timedelta(hours=1), a timedelta from now, or an ISO 8601 string such as "
+        "'2030-01-31T09:00:00Z' or '2030-01-31T09:00:00+01:00'"
+    )
 
 
 def format_due(moment: datetime) -> str:
@@ -110,14 +105,12 @@ def build(prefix: str, due: datetime, bucket: str, key: str) -> str:
 
 def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
     """Due time, bucket and key; raises `InvalidEvent` if it does not parse as an event."""
-    if not name.startswith(prefix):
-        raise InvalidEvent(
-            f"{name!r} is not in the folder {prefix!r}; pass a name that schedule returned"
-        )
-    match = _NAME.fullmatch(name, len(prefix))
-    if match is None or not _BUCKET.fullmatch(match[2]):
+    match = name.startswith(prefix) and _NAME.fullmatch(name, len(prefix))
+    if not match or not _BUCKET.fullmatch(match[2]):
         example = f"{prefix}2030-01-31T09:00:00.000000Z|bucket|key"
-        raise InvalidEvent(f"{name!r} is not the name of an event; those look like {example!r}")
+        raise InvalidEvent(
+            f"{name!r} is not the name of an event in {prefix!r}; those look like {example!r}"
+        )
     try:
         return _complete(match[1], "0000-00-00T00:00:00.000000"), match[2], match[3]
     except ValueError as error:
