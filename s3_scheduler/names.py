@@ -122,12 +122,12 @@ def _complete(due: str, pattern: str) -> datetime:
     return datetime.fromisoformat(due + pattern[len(due) :]).replace(tzinfo=timezone.utc)
 
 
-def lower_bound(prefix: str, moment: datetime) -> str:
+def lower_bound(prefix: str, when: When) -> str:
     """Names of this moment and later sort after this string, earlier ones before it."""
-    return prefix + format_due(moment)
+    return prefix + format_due(to_utc(when))
 
 
-def upper_bound(prefix: str, moment: datetime | None) -> str:
+def upper_bound(prefix: str, moment: datetime | None = None) -> str:
     """Names of this moment and earlier sort before this string; None: of any moment."""
     # "}" follows "|", and ":" follows the digits that every due time begins with.
     return prefix + (":" if moment is None else format_due(moment) + "}")

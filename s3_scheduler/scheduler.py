@@ -44,13 +44,11 @@ class Scheduler:
         uri = bucket if "://" in bucket else folder
         if "://" in uri:
             raise ValueError(
-                f"{uri!r} is a URI; pass bucket and folder apart, "
-                "such as Scheduler('my-bucket', 'later')"
+                f"{uri!r} is a URI; pass bucket and folder apart: Scheduler('my-bucket', 'later')"
             )
         if bucket.endswith(("--x-s3", "--xa-s3")):
             raise ValueError(
-                f"{bucket!r} is a directory bucket, whose listings have no order; "
-                "keep the folder in a general purpose bucket"
+                f"{bucket!r} is a directory bucket, listed in no order; use a general purpose one"
             )
         self.folder = Folder(bucket, folder, client)
 
@@ -74,11 +72,10 @@ class Scheduler:
         - `bucket`, `key`: the target. The event's whole name may have at most 1,024 bytes.
         - `body`: bytes, text (sent as UTF-8), or a binary file of any size, read from its
           current position and never held in memory whole; boto3 may close it.
-        - `replace`: what if the same event (moment, bucket and key) is scheduled already? True: its
-          content is replaced, so a call can safely be repeated (but a timedelta is a new moment
-          each time). False: `AlreadyScheduled` is raised, atomically; the body goes in one
-          PutObject, so 5 GiB at most, and a file must be seekable. If boto3 repeats a request whose
-          answer was lost, the error may be about this very call.
+        - `replace`: True replaces the content of the same event (moment, bucket and key), so a call
+          can safely be repeated, unless `when` is a timedelta: a new moment each time. False raises
+          `AlreadyScheduled`, atomically (if an answer was lost, perhaps about this very call); the
+          body goes in one PutObject, so 5 GiB at most, and a file must be seekable.
         - `extra_args`: as boto3's `ExtraArgs`. Headers, `Metadata` and `Tagging` arrive at the
           target. ACL, storage class, encryption, Object Lock and website redirects do not survive
           an S3 copy, so give those to `run_due`.
@@ -121,10 +118,9 @@ class Scheduler:
     def cancel(self, name: str) -> bool:
         """Remove an event; `name` is what `schedule` returned, or a name from `failed`.
 
-        True: this call removed it. False: it was not there, or an earlier attempt of this very call
-        removed it, and its answer was lost. Once an event is due, True does not mean undelivered: a
-        run may be between its copy and its delete. Raises `InvalidEvent` for a name that does not
-        parse as an event in this folder.
+        True: this call removed it. False: it was not there, or an attempt of this very call whose
+        answer was lost removed it. Once an event is due, True does not mean undelivered: a run may
+        be between its copy and its delete. Raises `InvalidEvent` for a name of any other form.
         """
         self.folder.parse(name)
         while event := self.folder.look(name):
@@ -142,9 +138,8 @@ class Scheduler:
         Raises `NotScheduled` if nothing is waiting under `name`, and `InvalidEvent` as `schedule`
         and `cancel` do. After any other error both names may be waiting: nothing is lost. If the
         event is due, a run may deliver it meanwhile, and again at the new moment. Where S3 or boto3
-        (before 1.40.65) does not know If-None-Match on copies, an event that is cancelled meanwhile
-        may still be delivered at the new moment, and an event that two calls move to the same
-        moment at once may be lost.
+        (before 1.40.65) does not know If-None-Match on copies, an event cancelled meanwhile may
+        still be delivered, and one that two calls move to the same moment at once may be lost.
         """
         due, bucket, key = self.folder.parse(name)
         if name.startswith(self.folder.failed_prefix):
@@ -197,10 +192,8 @@ class Scheduler:
         S3 lists it: at the end of its minute or second. Raises `ValueError` for an invalid bound.
         """
         prefix = self.folder.prefix
-        first = prefix if after is None else names.lower_bound(prefix, names.to_utc(after))
-        last = names.upper_bound(prefix, None)
-        if before is not None:
-            last = names.lower_bound(prefix, names.to_utc(before))
+        first = prefix if after is None else names.lower_bound(prefix, after)
+        last = names.upper_bound(prefix) if before is None else names.lower_bound(prefix, before)
         return (event for page in self.folder.pages(first, last) for event in page.events)
 
     def failed(self) -> Iterator[Event]:
@@ -245,11 +238,9 @@ def _refuse_uncopyable(extra_args: Mapping[str, Any]) -> None:
     for argument, value in extra_args.items():
         if argument.startswith("SSECustomer"):
             raise InvalidEvent(
-                f"{argument} encrypts with a key that a run does not have, so it could never copy "
-                "the object; use ServerSideEncryption with a key of KMS, or none"
+                f"no run has the key to copy what {argument} encrypts; use ServerSideEncryption"
             )
         if argument == "StorageClass" and value in ("GLACIER", "DEEP_ARCHIVE"):
             raise InvalidEvent(
-                f"StorageClass {value!r} archives the object, so a run could never copy it; "
-                "leave it out here, and give it to run_due, for the target"
+                f"no run can copy what StorageClass {value!r} archives; pass it to run_due instead"
             )
