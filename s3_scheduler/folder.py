@@ -213,7 +213,8 @@ class Folder:
 
     def move(self, event: Event, name: str, *, withdraw: bool = False, **extra_args: Any) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
-        With `withdraw` so it is if the event is gone, unless this call may have deleted it.
+
+        `withdraw`: also if it was deleted meanwhile, unless perhaps by an attempt of this call.
         """
         etag = self.copy(event, self.bucket, name, **extra_args)
         try:
@@ -221,13 +222,9 @@ class Folder:
         except (Changed, Gone) as error:
             # If it is gone, another moved it there, or an attempt whose answer was lost deleted it.
             if isinstance(error, Changed) or (withdraw and not was_retried(error.__cause__)):
-                self.discard(replace(event, name=name, etag=etag))
+                with suppress(Changed, Gone):
+                    self.delete(replace(event, name=name, etag=etag))
                 raise
-
-    def discard(self, event: Event) -> None:
-        """Delete the event, unless it is gone or was replaced."""
-        with suppress(Gone, Changed):
-            self.delete(event)
 
     def delete(self, event: Event) -> None:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""
@@ -239,7 +236,7 @@ class Folder:
                 raise UnconfirmedAnswer(f"S3 answered 200 and did not delete {event.name!r}")
 
     def delete_all(self, events: Sequence[Event]) -> dict[str, Exception]:
-        """Delete events; returns failures by name: `Changed` if it was replaced, none if gone."""
+        """Delete events; returns errors by name: `Changed` if it was replaced, none if gone."""
         results: dict[str, Exception | None] = {}
         for pause in (0.0, *RESEND_AFTER):
             time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - nothing secret

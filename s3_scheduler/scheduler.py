@@ -120,7 +120,8 @@ class Scheduler:
 
         True: this call removed it. False: it was not there, or an attempt of this very call whose
         answer was lost removed it. Once an event is due, True does not mean undelivered: a run may
-        be between its copy and its delete. Raises `InvalidEvent` for a name of any other form.
+        be between its copy and its delete. Raises `InvalidEvent` for a name that does not parse as
+        an event in this folder.
         """
         self.folder.parse(name)
         while event := self.folder.look(name):

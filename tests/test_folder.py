@@ -494,16 +494,6 @@ def test_delete_meets_another_write(s3, later):
     assert contents(s3) == {}
 
 
-def test_discard(s3, later):
-    """What is discarded may be gone already, and stays if it was replaced."""
-    event = put(s3, NINE)
-    later.discard(event)
-    later.discard(event)
-    put(s3, NINE, b"new")
-    later.discard(event)
-    assert contents(s3) == {NINE: b"new"}
-
-
 # --- Deleting many --------------------------------------------------------------------------------
 
 
