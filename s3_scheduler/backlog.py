@@ -5,13 +5,14 @@ allows. In a lane, an event may go only when the one before it, for the same key
 folder. What there is no room for is left out, and read again.
 """
 
-import heapq
 import random
+from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import attrgetter
 
 from .names import Event
 from .window import QUICK, REFUSING, SHUT, SLOW, Window
@@ -22,15 +23,16 @@ MAX_BLOCKED = 10_000  # targets remembered because an event stays; beyond, their
 SILENCE = 1.0  # seconds without an answer after which a copy uses up no more width
 END = "\U0010ffff"  # sorts after all names
 
+_BY_NAME = attrgetter("name")
+
 
 @dataclass(slots=True)
 class _Lane(Window):
     """The events for one target bucket, and the window of their copies."""
 
-    ready: list[tuple[str, Event]] = field(default_factory=list)  # a heap by name: oldest first
+    ready: list[Event] = field(default_factory=list)  # sorted by name: the oldest first
     behind: dict[str, list[Event]] = field(default_factory=dict)  # of each key ready or at work
     waiting: int = 0  # events in `ready` and `behind`
-    rank: tuple[int, int, str, str] | None = None  # the least goes next; None: it may not go
 
 
 class Backlog:
@@ -39,12 +41,12 @@ class Backlog:
     def __init__(self, width: int, expired: str = "") -> None:
         self.width = width  # how many copies may be in flight
         self.expired = expired  # what sorts before this is quarantined if S3 refuses it
-        self.in_flight: dict[str, tuple[str, float]] = {}  # by name: the bucket, and since when
+        self.in_flight: dict[Event, float] = {}  # since when
         self.waiting = 0  # events that are due and not begun
         self.held: deque[Event] = deque()  # not due yet, in the order of their names
         self._lanes: defaultdict[str, _Lane] = defaultdict(partial(_Lane, width))
-        self._order: list[tuple[int, int, str, str]] = []  # a heap of the ranks of lanes
-        self._changed: set[str] = set()  # buckets whose lanes may have another rank by now
+        self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go, the least first
+        self._changed: set[str] = set()  # buckets that may have another rank by now, or none
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
         self._position = ""  # after which the listing goes on; before it, all has been read once
@@ -65,7 +67,7 @@ class Backlog:
 
     def read_after(self) -> str | None:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
-        self._update_order()  # what may not go is left out
+        self._update_ranks()  # what may not go is left out
         if self._runs_short():
             wanted = [self._position]
         else:
@@ -107,11 +109,9 @@ class Backlog:
     def _forget(self, bucket: str, keep: int = 0) -> None:
         """Leave out what waits in a lane, but for the oldest `keep`."""
         lane = self._lane(bucket)
-        ready = [event for _, event in lane.ready]
-        waiting = ready + [event for queue in lane.behind.values() for event in queue]
-        waiting.sort(key=lambda event: event.name)
-        lane.ready = []
-        lane.behind = {key: [] for key in lane.behind.keys() - {event.key for event in ready}}
+        waiting = sorted(chain(lane.ready, *lane.behind.values()), key=_BY_NAME)
+        at_work = lane.behind.keys() - {event.key for event in lane.ready}
+        lane.ready, lane.behind = [], {key: [] for key in at_work}
         self._count(lane, -lane.waiting)
         for event in waiting[:keep]:
             self._add(lane, event)
@@ -170,7 +170,7 @@ class Backlog:
             lane.behind[event.key].append(event)
         else:
             lane.behind[event.key] = []
-            heapq.heappush(lane.ready, (event.name, event))
+            insort(lane.ready, event, key=_BY_NAME)
 
     def _count(self, lane: _Lane, change: int) -> None:
         lane.waiting += change
@@ -185,23 +185,26 @@ class Backlog:
         flight, then the one with the oldest event.
         """
         has_width = self._busy(now) < self.width
-        self._update_order()
-        while self._order and has_width:
-            rank = heapq.heappop(self._order)
-            lane = self._lane(rank[-1])
-            if rank is lane.rank:  # else the lane has changed since
-                event = self._take(lane)
-                self.in_flight[event.name] = event.bucket, now
-                return event
-        return None
+        self._update_ranks()
+        if not (has_width and self._ranks):
+            return None
+        lane = self._lane(min(self._ranks, key=self._ranks.__getitem__))
+        # If some fail, the oldest may all be of one prefix that does, so others get a chance, too.
+        some_fail = lane.failures and lane.standing < REFUSING
+        place = random.randrange(len(lane.ready)) if some_fail else 0  # noqa: S311 - no secret
+        event = lane.ready.pop(place)
+        self._count(lane, -1)
+        lane.in_flight += 1
+        self.in_flight[event] = now
+        return event
 
     def _busy(self, now: float) -> int:
         """Copies in flight, without those that are silent, up to another width of them."""
         silent = 0
-        for bucket, began in self.in_flight.values():
+        for event, began in self.in_flight.items():
             if now - began <= SILENCE:
                 break
-            lane = self._lane(bucket)
+            lane = self._lane(event.bucket)
             lane.standing = max(lane.standing, SLOW)
             silent += 1
         return len(self.in_flight) - min(silent, self.width)
@@ -211,51 +214,35 @@ class Backlog:
         self._changed.add(bucket)
         return self._lanes[bucket]
 
-    def _update_order(self) -> None:
-        if len(self._order) > 4 * len(self._lanes) + 64:  # most of it is of the past
-            self._order.clear()
-            self._changed.update(self._lanes)
+    def _update_ranks(self) -> None:
+        """Rank the lanes that may go, and leave out what waits in those whose windows are shut."""
         while self._changed:
             bucket = self._changed.pop()
             lane = self._lanes[bucket]
-            lane.rank = None
-            name = lane.ready[0][0] if lane.ready else ""
+            self._ranks.pop(bucket, None)
+            name = lane.ready[0].name if lane.ready else ""
             if name and not self._may_go(lane, name):
                 self._forget(bucket)
             elif name and lane.in_flight < int(lane.size):
-                lane.rank = lane.standing, lane.in_flight, name, bucket
-                heapq.heappush(self._order, lane.rank)
-
-    def _take(self, lane: _Lane) -> Event:
-        if lane.failures and lane.standing < REFUSING:
-            # The oldest may all be of one prefix that fails, so others have a chance, too.
-            _, event = lane.ready.pop(random.randrange(len(lane.ready)))  # noqa: S311 - no secret
-            heapq.heapify(lane.ready)
-        else:
-            _, event = heapq.heappop(lane.ready)
-        self._count(lane, -1)
-        lane.in_flight += 1
-        return event
+                self._ranks[bucket] = lane.standing, lane.in_flight, name
 
     def end(self, event: Event) -> tuple[Window, float]:
         """The copy is over; returns its window, to be told how it went, and when it began."""
         lane = self._lane(event.bucket)
         lane.in_flight -= 1
-        _, began = self.in_flight.pop(event.name)
-        return lane, began
+        return lane, self.in_flight.pop(event)
 
     def again(self, event: Event) -> None:
         """An event that was begun waits again, as the first for its target."""
         lane = self._lane(event.bucket)
         self._count(lane, 1)
-        heapq.heappush(lane.ready, (event.name, event))
+        insort(lane.ready, event, key=_BY_NAME)
 
     def release(self, event: Event) -> None:
         """The event has left the folder: the next for its target is ready."""
         lane = self._lane(event.bucket)
         if behind := lane.behind[event.key]:
-            event = behind.pop(0)
-            heapq.heappush(lane.ready, (event.name, event))
+            insort(lane.ready, behind.pop(0), key=_BY_NAME)
         else:
             del lane.behind[event.key]
 

@@ -600,7 +600,7 @@ def test_a_quick_bucket_among_many_that_hang():
     for now in range(500):
         delivered += [each for each in begun(it, now) if each.bucket == "quick"]
         for each in delivered:
-            if each.name in it.in_flight:
+            if each in it.in_flight:
                 deliver(it, each)
         if after := it.read_after():
             give(it, [each for each in quick if each.name > after], after)
