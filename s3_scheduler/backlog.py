@@ -8,7 +8,7 @@ folder. What there is no room for is left out, and read again.
 import random
 from bisect import insort
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain
@@ -43,7 +43,7 @@ class Backlog:
         self.expired = expired  # what sorts before this is quarantined if S3 refuses it
         self.in_flight: dict[Event, float] = {}  # since when
         self.waiting = 0  # events that are due and not begun
-        self.held: deque[Event] = deque()  # not due yet, in the order of their names
+        self.held: deque[Event] = deque()  # until they are due, in the order of their names
         self._lanes: defaultdict[str, _Lane] = defaultdict(partial(_Lane, width))
         self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go, the least first
         self._changed: set[str] = set()  # buckets that may have another rank by now, or none
@@ -117,13 +117,12 @@ class Backlog:
             self._add(lane, event)
         self._leave_out(waiting[keep].name, bucket)
 
-    def take_page(self, after: str, last: str | None, events: Iterable[Event], due: str) -> str:
+    def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> str:
         """Take the names after `after` up to `last`; None: to the end.
 
-        What does not sort before `due` is not due yet, and held until `ripen`. Returns after which
-        name all is new: of what has been read before only what was left out is taken.
+        New events are held until `ripen`. Returns after which name all is new: of what has been
+        read before only what was left out is taken.
         """
-        self.ripen(due)
         last, seen, resumed = last or END, self._position, {}
         for scope, name in list(self._gaps.items()):
             # A page that was read for a name may end before it, and is not to be read for ever.
@@ -131,19 +130,19 @@ class Backlog:
                 resumed[scope] = self._gaps.pop(scope)
                 if last < seen:
                     self._leave_out(f"{last}\0", *scope)
+        first_held = self.held[0].name if self.held else END
         for event in events:
             scopes = (event.bucket, event.key), (event.bucket, "")
-            left_out = resumed and any(event.name >= resumed.get(scope, END) for scope in scopes)
-            if event.name < due and (left_out or event.name > seen):
-                self._accept(event)
-            elif event.name > seen:
+            if event.name > seen:
                 self.held.append(event)
+            elif any(resumed.get(scope, END) <= event.name < first_held for scope in scopes):
+                self._accept(event)
         self._position = max(seen, last)
         return seen
 
-    def ripen(self, bound: str) -> None:
-        """Add the held events whose names sort before `bound`."""
-        while self.held and self.held[0].name < bound:
+    def ripen(self, is_due: Callable[[Event], bool]) -> None:
+        """Take the held events that are due by now, in the order of their names."""
+        while self.held and is_due(self.held[0]):
             self._accept(self.held.popleft())
 
     def _accept(self, event: Event) -> None:

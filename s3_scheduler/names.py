@@ -112,14 +112,10 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
             f"{name!r} is not the name of an event in {prefix!r}; those look like {example!r}"
         )
     try:
-        return _complete(match[1], "0000-00-00T00:00:00.000000"), match[2], match[3]
+        due = datetime.fromisoformat(match[1] + "0000-00-00T00:00:00.000000"[len(match[1]) :])
     except ValueError as error:
         raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error
-
-
-def _complete(due: str, pattern: str) -> datetime:
-    """The moment of a due time that, written by hand, may stop where the pattern goes on."""
-    return datetime.fromisoformat(due + pattern[len(due) :]).replace(tzinfo=timezone.utc)
+    return due.replace(tzinfo=timezone.utc), match[2], match[3]
 
 
 def lower_bound(prefix: str, when: When) -> str:
@@ -131,14 +127,6 @@ def upper_bound(prefix: str, moment: datetime | None = None) -> str:
     """Names of this moment and earlier sort before this string; None: of any moment."""
     # "}" follows "|", and ":" follows the digits that every due time begins with.
     return prefix + (":" if moment is None else format_due(moment) + "}")
-
-
-def listed_due(prefix: str, event: Event) -> datetime:
-    """The moment at which S3 lists the event: the end of what a name written by hand leaves out."""
-    written = event.name.removeprefix(prefix).partition("Z")[0]
-    step = timedelta(microseconds=1)
-    end = datetime.max.replace(tzinfo=timezone.utc) - step
-    return min(_complete(written, "0000-00-00T00:00:59.999999"), end) + step
 
 
 def shard_of(bucket: str, key: str, shards: int) -> int:

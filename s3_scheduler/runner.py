@@ -149,11 +149,9 @@ class Run:
                     self._settle_one()
             finally:
                 # If the folder cannot be listed, say, what was copied is deleted all the same.
-                self.time_limit = 0
-                while self.in_flight or self.unconfirmed.copied:
-                    self.folder.delete_all(self.unconfirmed.take())
-                    if self.in_flight:
-                        self._settle_one()
+                self.time_limit, self.stop = 0, None
+                while self._goes_on():
+                    self._settle_one()
         report = self.report + Report(unfinished=self.backlog.unfinished)
         logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report
@@ -162,9 +160,7 @@ class Run:
         """Start all that may start; False if nothing is in flight then, and nothing falls due."""
         if self.stop and self.stop():
             self.time_limit = 0
-        # What is due sorts before this.
-        self.due = _bound(self.folder.prefix, self.began, self.elapsed())
-        self.backlog.ripen(self.due)
+        self.backlog.ripen(lambda event: self._lateness(event) >= timedelta())
         self._read()
         self._start_copies()
         self._delete()
@@ -174,6 +170,10 @@ class Run:
     def _in_time(self) -> bool:
         """Whether another copy may begin."""
         return self.elapsed() < self.time_limit
+
+    def _lateness(self, event: Event) -> timedelta:
+        """By how much the event is late by now; negative until it is due."""
+        return self.began - event.due + timedelta(seconds=self.elapsed())
 
     def _submit(self, settle: Callable[..., Any], work: Callable[..., Any], *args: Any) -> None:
         future = self.pool.submit(work, *args)
@@ -192,9 +192,8 @@ class Run:
         if self.backlog.in_flight and self.backlog.waiting:
             waits.append(SILENCE / 2)  # a bucket may fall silent, and others go instead
         if self.backlog.held and self._in_time():
-            due = names.listed_due(self.folder.prefix, self.backlog.held[0]) - self.began
-            waits.append(max(0.0, due.total_seconds() - self.elapsed()))
-        return min(waits)
+            waits.append(-self._lateness(self.backlog.held[0]).total_seconds())
+        return max(0.0, min(waits))
 
     def _read(self) -> None:
         if self.reading or not self._in_time():
@@ -210,7 +209,7 @@ class Run:
         page = done.result()
         i, n = self.shard
         mine = (event for event in page.events if names.shard_of(event.bucket, event.key, n) == i)
-        seen = self.backlog.take_page(after, page.last, mine, self.due)
+        seen = self.backlog.take_page(after, page.last, mine)
         invalid = tuple(name for name in page.invalid if name > seen)
         for name in invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
             logger.warning("%r is not the name of an event; it is left alone", name)
@@ -231,8 +230,7 @@ class Run:
             if outcome.before:
                 self.report += Report(delivered_before=1)
             else:
-                lateness = self.began - event.due + timedelta(seconds=now)
-                self.report += Report(copied=1, max_lateness=lateness)
+                self.report += Report(copied=1, max_lateness=self._lateness(event))
             window.succeed(now - began)
             self.unconfirmed.add(outcome.event, now)
         elif isinstance(outcome.error, Gone):

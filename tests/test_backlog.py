@@ -48,8 +48,15 @@ def filled(*events, width=WIDTH, expired="", last=None):
     return made
 
 
-def give(it, events, after="", last=None):
-    return it.take_page(after, last, events, due="later/3")
+def give(it, events, after="", last=None, due=ALL_EXPIRED):
+    """Let it read these events, those before `due` being due; after which name all is new."""
+    seen = it.take_page(after, last, events)
+    ripen(it, due)
+    return seen
+
+
+def ripen(it, due):
+    it.ripen(lambda each: each.name < due)
 
 
 def begun(it, now=0.0):
@@ -726,27 +733,27 @@ def test_held_events_ripen():
     soon, later = event(10), event(20)
     it = Backlog(WIDTH)
     for _ in range(2):
-        it.take_page("", None, [soon, later], due=soon.name)
+        give(it, [soon, later], due=soon.name)
     assert (list(it.held), begun(it), it.unfinished) == ([soon, later], [], False)
-    it.ripen(event(15).name)
+    ripen(it, event(15).name)
     assert (list(it.held), begun(it)) == ([later], [soon])
     deliver(it, soon)
-    it.ripen(event(15).name)
+    ripen(it, event(15).name)
     assert begun(it) == []
-    it.ripen(event(25).name)
+    ripen(it, event(25).name)
     assert (list(it.held), begun(it), it.waiting) == ([], [later], 0)
 
 
 def worked_off(it, due, held, beyond, bound=ALL_EXPIRED):
     """Read what is due and held, deliver all that may go; what went, and what was read after."""
-    it.take_page("", held[-1].name, [*due, *held], due=held[0].name)
+    give(it, [*due, *held], last=held[-1].name, due=held[0].name)
     went, read = [], []
     while each := it.next(0.0):
         deliver(it, each)
         went.append(each)
         if after := it.read_after():
             rest = [other for other in (*due, *held, *beyond) if other.name > after]
-            it.take_page(after, None, rest, bound)
+            give(it, rest, after, due=bound)
             read.append(after)
     return went, read
 
@@ -792,9 +799,9 @@ def test_refusals_before_all_is_read():
 def test_held_events_are_supply():
     """While enough events are held that fall due soonest, those behind them are not read."""
     it = Backlog(WIDTH)
-    it.take_page("", FIRST, many(4 * WIDTH), due="later/2")
+    give(it, many(4 * WIDTH), last=FIRST, due="later/2")
     assert it.read_after() is None
-    it.ripen(ALL_EXPIRED)
+    ripen(it, ALL_EXPIRED)
     assert it.read_after() is not None
 
 

@@ -17,7 +17,6 @@ from s3_scheduler.names import (
     build,
     folder_prefix,
     format_due,
-    listed_due,
     lower_bound,
     parse,
     shard_of,
@@ -187,31 +186,6 @@ def test_a_short_name_counts_where_s3_lists_it(due):
     name = f"later/{due}|b|k"
     assert name > upper_bound("later/", NINE)
     assert name < upper_bound("later/", NINE + timedelta(minutes=1))
-
-
-@pytest.mark.parametrize(
-    ("written", "listed"),
-    [
-        ("2030-01-31T09:00Z", NINE + timedelta(minutes=1)),
-        ("2030-01-31T09:00:07Z", NINE + timedelta(seconds=8)),
-        ("2030-01-31T09:00:07.5Z", NINE + timedelta(seconds=7, milliseconds=600)),
-        ("2030-01-31T09:00:07.500000Z", NINE + timedelta(seconds=7, microseconds=500_001)),
-    ],
-)
-def test_where_a_short_name_is_listed(written, listed):
-    """A name is listed before the end of the minute, second or fraction that it stops at."""
-    name = f"later/{written}|b|k"
-    event = Event(*parse("later/", name), name, 0, "")
-    assert listed_due("later/", event) == listed
-    assert lower_bound("later/", event.due) < name < lower_bound("later/", listed)
-
-
-@pytest.mark.parametrize("written", ["9999-12-31T23:59Z", "9999-12-31T23:59:59.999999Z"])
-def test_what_is_listed_at_the_end_of_time(written):
-    """No name is listed later than the last moment that there is."""
-    name = f"later/{written}|b|k"
-    event = Event(*parse("later/", name), name, 0, "")
-    assert listed_due("later/", event) == datetime.max.replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
