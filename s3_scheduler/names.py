@@ -111,7 +111,7 @@ def parse(prefix: str, name: str) -> tuple[datetime, str, str]:
         raise InvalidEvent(
             f"{name!r} is not the name of an event in {prefix!r}; those look like {example!r}"
         )
-    try:
+    try:  # a time written by hand may stop early, and zeros are what it leaves out
         due = datetime.fromisoformat(match[1] + "0000-00-00T00:00:00.000000"[len(match[1]) :])
     except ValueError as error:
         raise InvalidEvent(f"{name!r} is due at a time that does not exist: {error}") from error

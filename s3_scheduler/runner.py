@@ -15,7 +15,7 @@ from typing import Any
 
 from . import names
 from .answers import error_code, is_callers_fault, is_throttling, may_have_arrived
-from .backlog import SILENCE, Backlog
+from .backlog import Backlog
 from .delivery import Copied, Delivery
 from .folder import PAGE, Changed, Gone, Page
 from .names import Event
@@ -26,7 +26,7 @@ from .unconfirmed import Unconfirmed
 logger = logging.getLogger(__package__)
 
 FIRST_PAGE = 50  # names that a run reads at first: parsing 1,000 takes boto3 60 ms of CPU
-POLL = 0.1  # seconds between two questions to `stop` while a run waits
+POLL = 0.1  # seconds after which a run that waits for S3, or asks `stop`, looks again
 
 
 def run_due(
@@ -49,11 +49,9 @@ def run_due(
     Durations are seconds or a timedelta.
 
     - `now`: aware; None: the clock.
-    - `ahead`: also deliver what falls due within this time, each event at its moment, but not what
-      is scheduled meanwhile.
-    - `time_limit`: no copy starts after it, and what is in flight is finished, which takes as long
-      as the client's timeouts if it hangs. None: no limit. In a Lambda:
-      `context.get_remaining_time_in_millis() / 1000 - 10`.
+    - `ahead`: also deliver, each at its moment, the events that wait already for within this time.
+    - `time_limit`: no copy starts after it; what is in flight may take the client's timeouts more.
+      None: no limit. In a Lambda: `context.get_remaining_time_in_millis() / 1000 - 10`.
     - `retry_for`: how long after its due time an event is tried before it is moved to `failed/`, if
       the fault is its own (no such bucket, access denied); None: for ever.
     - `once`: copy only to keys that do not exist yet, so that nothing is delivered twice if each
@@ -175,9 +173,9 @@ class Run:
         """By how much the event is late by now; negative until it is due."""
         return self.began - event.due + timedelta(seconds=self.elapsed())
 
-    def _submit(self, settle: Callable[..., Any], work: Callable[..., Any], *args: Any) -> None:
-        future = self.pool.submit(work, *args)
-        self.in_flight[future] = settle
+    def _submit(self, work: Callable[..., Any], settle: Callable[..., None], what: Any) -> None:
+        future = self.pool.submit(work, what)
+        self.in_flight[future] = partial(settle, what)
         future.add_done_callback(self.done.put)
 
     def _settle_one(self) -> None:
@@ -187,13 +185,11 @@ class Run:
                 self.in_flight.pop(done)(done)
 
     def _patience(self) -> float:
-        """For how many seconds there is nothing to do but wait until something is done."""
-        waits = [self.unconfirmed.wait(self.elapsed()), POLL if self.stop else TIMEOUT_MAX]
-        if self.backlog.in_flight and self.backlog.waiting:
-            waits.append(SILENCE / 2)  # a bucket may fall silent, and others go instead
-        if self.backlog.held and self._in_time():
-            waits.append(-self._lateness(self.backlog.held[0]).total_seconds())
-        return max(0.0, min(waits))
+        """For how many seconds to wait until something is done, before the run looks again."""
+        wait = POLL if self.in_flight or self.stop else TIMEOUT_MAX
+        if self.backlog.held:
+            wait = min(wait, -self._lateness(self.backlog.held[0]).total_seconds())
+        return max(0.0, wait)
 
     def _read(self) -> None:
         if self.reading or not self._in_time():
@@ -201,8 +197,8 @@ class Run:
         after = self.backlog.read_after()
         if after is not None:
             self.reading = True
-            work = partial(self.folder.page, after, self.end, limit=PAGE if after else FIRST_PAGE)
-            self._submit(partial(self._take_page, after), work)
+            page = partial(self.folder.page, before=self.end, limit=PAGE if after else FIRST_PAGE)
+            self._submit(page, self._take_page, after)
 
     def _take_page(self, after: str, done: Future[Page]) -> None:
         self.reading = False
@@ -216,12 +212,12 @@ class Run:
         self.report += Report(invalid=len(invalid), invalid_names=invalid)
 
     def _start_copies(self) -> None:
+        deliver = partial(self.delivery.deliver, in_time=self._in_time)
         while self._in_time() and not self.unconfirmed.is_full:
             event = self.backlog.next(self.elapsed())
             if event is None:
                 break
-            settle = partial(self._settle_copy, event)
-            self._submit(settle, self.delivery.deliver, event, self._in_time)
+            self._submit(deliver, self._settle_copy, event)
 
     def _settle_copy(self, event: Event, done: Future[Copied | Failure]) -> None:
         outcome, now = done.result(), self.elapsed()
@@ -260,10 +256,8 @@ class Run:
     def _delete(self) -> None:
         copied = self.unconfirmed.copied
         awaited = any(map(self.backlog.is_awaited, copied))
-        idle = copied and not self.in_flight
-        if awaited or idle or self.unconfirmed.wait(self.elapsed()) == 0:
-            batch = self.unconfirmed.take()
-            self._submit(partial(self._settle_delete, batch), self.folder.delete_all, batch)
+        if copied and (awaited or not self.in_flight or self.unconfirmed.is_ripe(self.elapsed())):
+            self._submit(self.folder.delete_all, self._settle_delete, self.unconfirmed.take())
 
     def _settle_delete(self, batch: list[Event], done: Future[dict[str, Exception]]) -> None:
         stuck, errors = 0, done.result()

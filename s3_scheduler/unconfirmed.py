@@ -1,7 +1,5 @@
 """Events that were copied and are not yet confirmed deleted. Pure: no I/O, no clock."""
 
-import math
-
 from .names import Event
 
 MAX_UNCONFIRMED = 100  # events copied and not confirmed deleted, which a killed run would repeat
@@ -12,8 +10,7 @@ class Unconfirmed:
     """Gathers copied events into batches to delete; what S3 did not delete keeps its place."""
 
     def __init__(self) -> None:
-        self.copied: list[Event] = []
-        self._deadline = math.inf
+        self.copied: dict[Event, float] = {}  # since when
         self._deleting = 0
         self._places = MAX_UNCONFIRMED
 
@@ -24,18 +21,16 @@ class Unconfirmed:
 
     def add(self, event: Event, now: float) -> None:
         """The event was copied."""
-        self.copied.append(event)
-        self._deadline = min(self._deadline, now + LINGER)
+        self.copied[event] = now
 
-    def wait(self, now: float) -> float:
-        """Seconds until the copied events are to be deleted; infinite if there are none."""
-        if self.copied and 2 * len(self.copied) >= self._places:
-            return 0.0  # half of the places, so that as many are copied meanwhile
-        return max(0.0, self._deadline - now)
+    def is_ripe(self, now: float) -> bool:
+        """Half of the places are taken, so that as many are copied meanwhile, or one lingered."""
+        lingered = now - min(self.copied.values(), default=now)
+        return 2 * len(self.copied) >= self._places or lingered >= LINGER
 
     def take(self) -> list[Event]:
         """The copied events, to be deleted now."""
-        batch, self.copied, self._deadline = self.copied, [], math.inf
+        batch, self.copied = list(self.copied), {}
         self._deleting += len(batch)
         return batch
 

@@ -162,7 +162,7 @@ def test_due_and_ahead(folder, clock):
 
 
 def by_hand(folder, due):
-    name = f"later/{due}|target|{due}"
+    name = f"later/{due}|target|by hand"
     folder.s3.put("events", name, b"by hand")
     return name
 

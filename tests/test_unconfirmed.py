@@ -1,6 +1,5 @@
 """What is copied and not yet confirmed deleted: when it is deleted, and how much there may be."""
 
-import math
 from datetime import datetime, timezone
 
 import pytest
@@ -11,8 +10,9 @@ from s3_scheduler.unconfirmed import Unconfirmed
 DUE = datetime(2030, 1, 31, tzinfo=timezone.utc)
 
 
-def events(count):
-    return [Event(DUE, "b", f"k{i}", f"later/k{i}", 1, '"etag"') for i in range(count)]
+def events(count, start=0):
+    keys = [f"k{i}" for i in range(start, start + count)]
+    return [Event(DUE, "b", key, f"later/{key}", 1, '"etag"') for key in keys]
 
 
 @pytest.fixture
@@ -21,36 +21,35 @@ def held():
 
 
 def add(held, count, now=0.0):
-    for event in events(count):
+    for event in events(count, start=len(held.copied)):
         held.add(event, now)
 
 
 def test_none(held):
-    """While nothing is copied there is nothing to wait for."""
-    assert (held.wait(0.0), held.is_full, held.take()) == (math.inf, False, [])
+    """While nothing is copied there is nothing to delete."""
+    assert (held.is_ripe(0.0), held.is_full, held.take()) == (False, False, [])
 
 
 def test_a_batch_goes_at_once(held):
     """Fifty or more are deleted at once, all together."""
     add(held, 49)
-    assert held.wait(0.0) == 1
+    assert not held.is_ripe(0.0)
     add(held, 1)
-    assert held.wait(0.0) == 0
+    assert held.is_ripe(0.0)
     add(held, 1)
-    assert held.wait(0.0) == 0
-    assert held.take() == [*events(49), *events(1), *events(1)]
-    assert held.wait(0.0) == math.inf
+    assert held.is_ripe(0.0)
+    assert held.take() == events(51)
+    assert not held.is_ripe(0.0)
 
 
 def test_a_few_linger(held):
     """Fewer wait for others, a second after the first of them at most."""
     held.add(events(1)[0], 10.0)
     held.add(events(2)[1], 10.6)
-    assert held.wait(10.75) == 0.25
-    assert held.wait(11.0) == held.wait(99.0) == 0
+    assert [held.is_ripe(now) for now in (10.99, 11.0, 99.0)] == [False, True, True]
     assert held.take() == events(2)
     held.add(events(1)[0], 20.0)
-    assert held.wait(20.0) == 1
+    assert not held.is_ripe(20.0)
 
 
 @pytest.mark.parametrize("deleting", [0, 30])
@@ -84,7 +83,8 @@ def test_no_place_and_nothing_under_way(held):
     add(held, 99)
     held.settle(held.take(), stuck=99)
     add(held, 1)
-    assert (held.is_full, held.wait(0.0)) == (True, 0)
+    assert held.is_full
+    assert held.is_ripe(0.0)
 
 
 def test_no_place_while_some_are_deleted(held):
@@ -92,4 +92,5 @@ def test_no_place_while_some_are_deleted(held):
     add(held, 99)
     held.take()
     add(held, 1)
-    assert (held.is_full, held.wait(0.0)) == (True, 1)
+    assert held.is_full
+    assert not held.is_ripe(0.0)
