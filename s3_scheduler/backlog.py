@@ -43,13 +43,13 @@ class Backlog:
         self.expired = expired  # what sorts before this is quarantined if S3 refuses it
         self.in_flight: dict[Event, float] = {}  # since when
         self.waiting = 0  # events that are due and not begun
+        self.position = ""  # up to which all has been read once, and after which all is new
         self.held: deque[Event] = deque()  # until they are due, in the order of their names
         self._lanes: defaultdict[str, _Lane] = defaultdict(partial(_Lane, width))
         self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go, the least first
         self._changed: set[str] = set()  # buckets that may have another rank by now, or none
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
-        self._position = ""  # after which the listing goes on; before it, all has been read once
         self._blocked: set[int] = set()  # hashes of targets that an event stays for
         self._skipped = False  # an event is left for the next run, as an earlier one stays
 
@@ -61,7 +61,7 @@ class Backlog:
     @property
     def _surveyed(self) -> bool:
         """All that is due has been read once: what follows an event not due is not due, either."""
-        return self._position == END or bool(self.held)
+        return self.position == END or bool(self.held)
 
     # Reading: which names the listing is to give next
 
@@ -69,7 +69,7 @@ class Backlog:
         """After which name a page is to be read; None: there is no room, or it is of no use yet."""
         self._update_ranks()  # what may not go is left out
         if self._runs_short():
-            wanted = [self._position]
+            wanted = [self.position]
         else:
             wanted = [name[:-1] for scope, name in self._gaps.items() if self._resumes(scope, name)]
         return min(wanted) if wanted and self._has_room() else None
@@ -79,7 +79,7 @@ class Backlog:
         # Only buckets that answer quickly count: behind all others there may be one that is well.
         quick = (len(lane.ready) for lane in self._lanes.values() if lane.standing == QUICK)
         supply = accumulate(quick, initial=len(self.held))
-        return self._position != END and all(count < 4 * self.width for count in supply)
+        return self.position != END and all(count < 4 * self.width for count in supply)
 
     def _resumes(self, scope: tuple[str, str], name: str) -> bool:
         """Whether there is room again for what was left out, and it may go."""
@@ -117,28 +117,26 @@ class Backlog:
             self._add(lane, event)
         self._leave_out(waiting[keep].name, bucket)
 
-    def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> str:
+    def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> None:
         """Take the names after `after` up to `last`; None: to the end.
 
-        New events are held until `ripen`. Returns after which name all is new: of what has been
-        read before only what was left out is taken.
+        What is new is held until `ripen`; of the rest only what was left out is taken.
         """
-        last, seen, resumed = last or END, self._position, {}
+        last, resumed = last or END, {}
         for scope, name in list(self._gaps.items()):
             # A page that was read for a name may end before it, and is not to be read for ever.
             if (name[:-1] == after or after < name <= last) and self._resumes(scope, name):
                 resumed[scope] = self._gaps.pop(scope)
-                if last < seen:
+                if last < self.position:
                     self._leave_out(f"{last}\0", *scope)
         first_held = self.held[0].name if self.held else END
         for event in events:
             scopes = (event.bucket, event.key), (event.bucket, "")
-            if event.name > seen:
+            if event.name > self.position:
                 self.held.append(event)
             elif any(resumed.get(scope, END) <= event.name < first_held for scope in scopes):
                 self._accept(event)
-        self._position = max(seen, last)
-        return seen
+        self.position = max(self.position, last)
 
     def ripen(self, is_due: Callable[[Event], bool]) -> None:
         """Take the held events that are due by now, in the order of their names."""

@@ -205,8 +205,8 @@ class Run:
         page = done.result()
         i, n = self.shard
         mine = (event for event in page.events if names.shard_of(event.bucket, event.key, n) == i)
-        seen = self.backlog.take_page(after, page.last, mine)
-        invalid = tuple(name for name in page.invalid if name > seen)
+        invalid = tuple(name for name in page.invalid if name > self.backlog.position)
+        self.backlog.take_page(after, page.last, mine)
         for name in invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
             logger.warning("%r is not the name of an event; it is left alone", name)
         self.report += Report(invalid=len(invalid), invalid_names=invalid)

@@ -49,10 +49,9 @@ def filled(*events, width=WIDTH, expired="", last=None):
 
 
 def give(it, events, after="", last=None, due=ALL_EXPIRED):
-    """Let it read these events, those before `due` being due; after which name all is new."""
-    seen = it.take_page(after, last, events)
+    """Let it read these events, those before `due` being due."""
+    it.take_page(after, last, events)
     ripen(it, due)
-    return seen
 
 
 def ripen(it, due):
@@ -875,8 +874,9 @@ class Folder:
         if self.asked:
             after, answer, last = self.asked
             self.asked = None
-            seen = give(self.it, answer, after, last)  # what has been read before may wait
-            self.listed.update(each.name for each in answer if each.name > seen)
+            # What has been read before may wait.
+            self.listed.update(each.name for each in answer if each.name > self.it.position)
+            give(self.it, answer, after, last)
 
     def begin(self):
         each = self.it.next(self.now)
