@@ -834,6 +834,7 @@ class Folder:
         self.page = page
         self.now = 0.0
         self.names = []  # what is in the folder, sorted
+        self.due = ALL_EXPIRED
         self.events = {}
         self.targets = defaultdict(list)  # names in the folder, sorted
         self.asked = None  # after which name, and the answer
@@ -876,13 +877,14 @@ class Folder:
             self.asked = None
             # What has been read before may wait.
             self.listed.update(each.name for each in answer if each.name > self.it.position)
-            give(self.it, answer, after, last)
+            give(self.it, answer, after, last, due=self.due)
 
     def begin(self):
         each = self.it.next(self.now)
         if each:
             target = each.bucket, each.key
             assert each.name not in self.in_flight
+            assert each.name < self.due
             assert each not in self.copied
             assert target not in self.stays
             earlier = self.targets[target]
@@ -1056,6 +1058,8 @@ class AnyInterleaving(RuleBasedStateMachine):
     )
     def begin(self, counts, expired, page):
         self.folder = Folder(4, expired, page)
+        self.second = 0
+        self.folder.due = event(0).name
         self.fresh = itertools.count(10**6)
         self.well = True  # nothing that would shut a bucket
         for number, (bucket, (count, keys)) in enumerate(zip(BUCKETS, counts, strict=True)):
@@ -1064,6 +1068,12 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.1, 2.0]))
     def wait(self, seconds):
         self.folder.now += seconds
+
+    @rule(seconds=st.sampled_from([1, 30, 300, 1000, 3000]))
+    def pass_time(self, seconds):
+        self.second += seconds
+        self.folder.due = event(self.second).name
+        ripen(self.folder.it, self.folder.due)
 
     @rule()
     def ask(self):
@@ -1135,6 +1145,8 @@ class AnyInterleaving(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "folder"):
             return
+        self.folder.due = ALL_EXPIRED
+        ripen(self.folder.it, ALL_EXPIRED)
         before, count = self.folder.listings, len(self.folder.events)
         self.folder.finish()
         assert self.folder.listings - before <= 20 + count // 10
