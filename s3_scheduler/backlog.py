@@ -115,7 +115,7 @@ class Backlog:
         self._count(lane, -lane.waiting)
         for event in waiting[:keep]:
             self._add(lane, event)
-        self._leave_out(waiting[keep].name, bucket)
+        self._leave_out(waiting[keep].name, (bucket, ""))
 
     def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> None:
         """Take the names after `after` up to `last`; None: to the end.
@@ -128,7 +128,7 @@ class Backlog:
             if (name[:-1] == after or after < name <= last) and self._resumes(scope, name):
                 resumed[scope] = self._gaps.pop(scope)
                 if last < self.position:
-                    self._leave_out(f"{last}\0", *scope)
+                    self._leave_out(f"{last}\0", scope)
         first_held = self.held[0].name if self.held else END
         for event in events:
             scopes = (event.bucket, event.key), (event.bucket, "")
@@ -144,22 +144,20 @@ class Backlog:
             self._accept(self.held.popleft())
 
     def _accept(self, event: Event) -> None:
-        lane, target = self._lane(event.bucket), (event.bucket, event.key)
+        lane = self._lane(event.bucket)
+        target, lane_scope = (event.bucket, event.key), (event.bucket, "")
         full = len(lane.behind.get(event.key, ())) >= MAX_FOR_ONE_TARGET
         if hash(target) in self._blocked:
             self._skipped = True
-        elif not self._may_go(lane, event.name) or event.name >= self._gap(event.bucket):
-            self._leave_out(event.name, event.bucket)
-        elif full or event.name >= self._gap(*target):
-            self._leave_out(event.name, *target)
+        elif not self._may_go(lane, event.name) or event.name >= self._gaps.get(lane_scope, END):
+            self._leave_out(event.name, lane_scope)
+        elif full or event.name >= self._gaps.get(target, END):
+            self._leave_out(event.name, target)
         else:
             self._add(lane, event)
 
-    def _gap(self, bucket: str, key: str = "") -> str:
-        return self._gaps.get((bucket, key), END)
-
-    def _leave_out(self, name: str, bucket: str, key: str = "") -> None:
-        self._gaps[bucket, key] = min(name, self._gap(bucket, key))
+    def _leave_out(self, name: str, scope: tuple[str, str]) -> None:
+        self._gaps[scope] = min(name, self._gaps.get(scope, END))
 
     def _add(self, lane: _Lane, event: Event) -> None:
         self._count(lane, 1)
@@ -197,14 +195,11 @@ class Backlog:
 
     def _busy(self, now: float) -> int:
         """Copies in flight, without those that are silent, up to another width of them."""
-        silent = 0
-        for event, began in self.in_flight.items():
-            if now - began <= SILENCE:
-                break
+        silent = [event for event, began in self.in_flight.items() if now - began > SILENCE]
+        for event in silent:
             lane = self._lane(event.bucket)
             lane.standing = max(lane.standing, SLOW)
-            silent += 1
-        return len(self.in_flight) - min(silent, self.width)
+        return len(self.in_flight) - min(len(silent), self.width)
 
     def _lane(self, bucket: str) -> _Lane:
         """The lane of a bucket, which is about to change."""
