@@ -179,17 +179,13 @@ class Run:
         future.add_done_callback(self.done.put)
 
     def _settle_one(self) -> None:
-        """Wait until something is done, or has to be."""
-        with suppress(Empty):
-            if done := self.done.get(timeout=self._patience()):
-                self.in_flight.pop(done)(done)
-
-    def _patience(self) -> float:
-        """For how many seconds to wait until something is done, before the run looks again."""
-        wait = POLL if self.in_flight or self.stop else TIMEOUT_MAX
+        """Wait until something is done, or falls due, or for a moment."""
+        seconds = POLL if self.in_flight or self.stop else TIMEOUT_MAX
         if self.backlog.held:
-            wait = min(wait, -self._lateness(self.backlog.held[0]).total_seconds())
-        return max(0.0, wait)
+            seconds = min(seconds, -self._lateness(self.backlog.held[0]).total_seconds())
+        with suppress(Empty):
+            if done := self.done.get(timeout=max(0.0, seconds)):
+                self.in_flight.pop(done)(done)
 
     def _read(self) -> None:
         if self.reading or not self._in_time():
