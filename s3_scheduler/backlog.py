@@ -120,7 +120,7 @@ class Backlog:
     def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> None:
         """Take the names after `after` up to `last`; None: to the end.
 
-        What is new is held until `ripen`; of the rest only what was left out is taken.
+        What is new, and what was left out before, is held until `ripen`.
         """
         last, resumed = last or END, {}
         for scope, name in list(self._gaps.items()):
@@ -129,13 +129,14 @@ class Backlog:
                 resumed[scope] = self._gaps.pop(scope)
                 if last < self.position:
                     self._leave_out(f"{last}\0", scope)
-        first_held = self.held[0].name if self.held else END
+        first_held, again = self.held[0].name if self.held else END, []
         for event in events:
             scopes = (event.bucket, event.key), (event.bucket, "")
             if event.name > self.position:
                 self.held.append(event)
             elif any(resumed.get(scope, END) <= event.name < first_held for scope in scopes):
-                self._accept(event)
+                again.append(event)
+        self.held.extendleft(reversed(again))
         self.position = max(self.position, last)
 
     def ripen(self, is_due: Callable[[Event], bool]) -> None:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -49,9 +49,11 @@ def run_due(
     Durations are seconds or a timedelta.
 
     - `now`: aware; None: the clock.
-    - `ahead`: also deliver, each at its moment, the events that wait already for within this time.
-    - `time_limit`: no copy starts after it; what is in flight may take the client's timeouts more.
-      None: no limit. In a Lambda: `context.get_remaining_time_in_millis() / 1000 - 10`.
+    - `ahead`: also deliver what falls due within this time, each event at its moment. What is
+      scheduled meanwhile for within it may wait for the next run.
+    - `time_limit`: no copy starts after it. What is in flight is finished; if it hangs, that takes
+      as long as the client's timeouts. None: no limit. In a Lambda:
+      `context.get_remaining_time_in_millis() / 1000 - 10`.
     - `retry_for`: how long after its due time an event is tried before it is moved to `failed/`, if
       the fault is its own (no such bucket, access denied); None: for ever.
     - `once`: copy only to keys that do not exist yet, so that nothing is delivered twice if each
@@ -69,8 +71,8 @@ def run_due(
     Ctrl-C, too, finishes what is in flight. Raises `ValueError` for invalid arguments, and S3's
     error if the folder cannot be listed.
     """
-    start = time.monotonic()
     began = datetime.now(timezone.utc) if now is None else names.to_utc(now)
+    start = time.monotonic()  # after that, or events would go early by the time between
     tried_for = math.inf if retry_for is None else _seconds("retry_for", retry_for)
     expired = _bound(scheduler.folder.prefix, began, -tried_for)
     delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
@@ -147,9 +149,11 @@ class Run:
                     self._settle_one()
             finally:
                 # If the folder cannot be listed, say, what was copied is deleted all the same.
-                self.time_limit, self.stop = 0, None
-                while self._goes_on():
-                    self._settle_one()
+                self.time_limit = 0
+                self.folder.delete_all(self.unconfirmed.take())
+                for done in as_completed(self.in_flight):
+                    self.in_flight[done](done)
+                    self.folder.delete_all(self.unconfirmed.take())
         report = self.report + Report(unfinished=self.backlog.unfinished)
         logger.info("run_due s3://%s/%s %s", self.folder.bucket, self.folder.prefix, report)
         return report

@@ -743,6 +743,24 @@ def test_held_events_ripen():
     assert (list(it.held), begun(it), it.waiting) == ([], [later], 0)
 
 
+def test_never_early():
+    """What is scheduled where the folder was read before waits for its moment, too."""
+    due, now = many(150, key="k"), event(4000).name
+    soon, held = event(5000, key="k"), event(6000)
+    it = Backlog(WIDTH)
+    give(it, [*due, held], due=now)
+    went = []
+    while each := it.next(0.0):
+        deliver(it, each)
+        went.append(each)
+        if (after := it.read_after()) is not None:
+            left = [other for other in due if other.name > after]
+            give(it, [*left, soon, held], after, due=now)
+    assert went == due
+    ripen(it, event(5500).name)
+    assert begun(it) == [soon]
+
+
 def worked_off(it, due, held, beyond, bound=ALL_EXPIRED):
     """Read what is due and held, deliver all that may go; what went, and what was read after."""
     give(it, [*due, *held], last=held[-1].name, due=held[0].name)
@@ -887,7 +905,7 @@ class Folder:
             assert each.name < self.due
             assert each not in self.copied
             assert target not in self.stays
-            earlier = self.targets[target]
+            earlier = self.listed.intersection(self.targets[target])
             assert [name for name in earlier if name < each.name] == []
             self.in_flight[each.name] = each, self.now
         return each
@@ -1135,6 +1153,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     def schedule(self, bucket, count):
         """Let somebody schedule events that are newer than all there are."""
         self.folder.put(event(next(self.fresh), bucket) for _ in range(count))
+
+    @rule(bucket=st.sampled_from(BUCKETS), seconds=st.sampled_from([0.5, 10.5, 1000.5]))
+    def schedule_soon(self, bucket, seconds):
+        """Let somebody schedule an event that falls due soon, maybe among what has been read."""
+        self.folder.put([event(self.second + seconds, bucket, "k0")])
 
     @invariant()
     def bounds(self):
