@@ -33,14 +33,20 @@ def _seconds(text: str, least: float = 0) -> float:
 
 def _when(text: str) -> datetime | str:
     text = text.strip()
-    with suppress(OverflowError, ValueError):
+    fault = "has no zone"
+    try:
         if text[:1] in ("+", "-"):
             span = timedelta(seconds=_seconds(text[1:]))
             return datetime.now(timezone.utc) + (span if text[0] == "+" else -span)
         if isoparse(text).tzinfo:
             return text
-    advice = "in the years 1 to 9999; write it like 2030-01-31T09:00:00Z or +2h from now"
-    raise ArgumentTypeError(f"{text!r} is not a moment with a zone, {advice}")
+    except OverflowError:
+        fault = "is outside the years 1 to 9999"
+    except ValueError:
+        fault = "is not a moment"
+    raise ArgumentTypeError(
+        f"{text!r} {fault}; write it like 2030-01-31T09:00:00Z, or +2h for two hours from now"
+    )
 
 
 def _like(pattern: str, advice: str, convert: type = str) -> Callable[[str], Any]:

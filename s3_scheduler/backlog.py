@@ -46,7 +46,7 @@ class Backlog:
         self.position = ""  # up to which all has been read once, and after which all is new
         self.held: deque[Event] = deque()  # until they are due, in the order of their names
         self._lanes: defaultdict[str, _Lane] = defaultdict(partial(_Lane, width))
-        self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go, the least first
+        self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go: least first
         self._changed: set[str] = set()  # buckets that may have another rank by now, or none
         # Where there was no room: the first name left out, of a target or, without key, a bucket.
         self._gaps: dict[tuple[str, str], str] = {}
@@ -185,7 +185,7 @@ class Backlog:
         if not (has_width and self._ranks):
             return None
         lane = self._lane(min(self._ranks, key=self._ranks.__getitem__))
-        # If some fail, the oldest may all be of one prefix that does, so others get a chance, too.
+        # While some fail, any may go, for the oldest may all be under one prefix that is denied.
         some_fail = lane.failures and lane.standing < REFUSING
         place = random.randrange(len(lane.ready)) if some_fail else 0  # noqa: S311 - no secret
         event = lane.ready.pop(place)
