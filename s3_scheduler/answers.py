@@ -14,7 +14,10 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-_THROTTLED = "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|(limit|throughput)exceeded"
+_THROTTLED = (
+    "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|throughputexceeded"
+    "|(^|request|bandwidth)limitexceeded"
+)
 
 # Codes of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html

@@ -43,7 +43,7 @@ class Backlog:
         self.expired = expired  # what sorts before this is quarantined if S3 refuses it
         self.in_flight: dict[Event, float] = {}  # since when
         self.waiting = 0  # events that are due and not begun
-        self.position = ""  # up to which all has been read once, and after which all is new
+        self.position = ""  # the name up to which all has been read once; what follows is new
         self.held: deque[Event] = deque()  # until they are due, in the order of their names
         self._lanes: defaultdict[str, _Lane] = defaultdict(partial(_Lane, width))
         self._ranks: dict[str, tuple[int, int, str]] = {}  # of buckets that may go: least first
@@ -117,10 +117,12 @@ class Backlog:
             self._add(lane, event)
         self._leave_out(waiting[keep].name, (bucket, ""))
 
-    def take_page(self, after: str, last: str | None, events: Iterable[Event]) -> None:
+    def take_page(
+        self, after: str, last: str | None, events: Iterable[Event], is_due: Callable[[Event], bool]
+    ) -> None:
         """Take the names after `after` up to `last`; None: to the end.
 
-        What is new, and what was left out before, is held until `ripen`.
+        What is new is held until `ripen`; of the rest, what was left out is taken if it is due.
         """
         last, resumed = last or END, {}
         for scope, name in list(self._gaps.items()):
@@ -129,14 +131,14 @@ class Backlog:
                 resumed[scope] = self._gaps.pop(scope)
                 if last < self.position:
                     self._leave_out(f"{last}\0", scope)
-        first_held, again = self.held[0].name if self.held else END, []
+        first_held = self.held[0].name if self.held else END
         for event in events:
             scopes = (event.bucket, event.key), (event.bucket, "")
+            left_out = any(resumed.get(scope, END) <= event.name < first_held for scope in scopes)
             if event.name > self.position:
                 self.held.append(event)
-            elif any(resumed.get(scope, END) <= event.name < first_held for scope in scopes):
-                again.append(event)
-        self.held.extendleft(reversed(again))
+            elif left_out and is_due(event):  # else it was scheduled meanwhile
+                self._accept(event)
         self.position = max(self.position, last)
 
     def ripen(self, is_due: Callable[[Event], bool]) -> None:

@@ -25,7 +25,7 @@ class Check:
     """Tries what an application or a runner needs; `tell` takes a status and a text for each line.
 
     The status is `ok`, `weaker`, `missing`, `skipped`, `advice`, or `left`: could not be removed.
-    No run reads the scratch objects, due at the end of time or in `failed/`; `close` removes them.
+    Its objects are due at the end of time or in `failed/`: no run reads them. `close` removes them.
     """
 
     def __init__(self, folder: Folder, tell: Callable[[str, str], None]) -> None:
@@ -40,7 +40,7 @@ class Check:
 
     def close(self) -> None:
         """Remove the scratch objects, and tell which could not be."""
-        left = []  # told at the end, for whoever reads it may have gone
+        left = []  # told last, for the program ends if its reader has gone
         for bucket, key in dict.fromkeys(self.scratch):
             try:
                 self.client.delete_object(Bucket=bucket, Key=key)

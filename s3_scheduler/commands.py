@@ -171,7 +171,7 @@ def _say(line: str, unread: int = 141) -> None:
     try:
         print(line)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at its end, Python writes what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python, as it exits, writes what is left
         if not isinstance(error, BrokenPipeError):
             unread = _complain(f"the output could not be written: {error}", 3)
         sys.exit(unread)

@@ -43,7 +43,7 @@ def check_arguments(client: Any, extra_args: Mapping[str, Any]) -> None:
         raise ValueError(f"extra_args holds what no copy takes: {error}") from error
     for name, value in extra_args.items():
         known = taken.members[name].metadata.get("enum", [value])
-        if value not in known and name != "StorageClass":  # of which other stores have their own
+        if value not in known and name != "StorageClass":  # other stores have some of their own
             raise ValueError(f"{name} {value!r} in extra_args is none of {', '.join(known)}")
 
 

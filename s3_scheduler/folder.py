@@ -214,7 +214,7 @@ class Folder:
     def move(self, event: Event, name: str, *, withdraw: bool = False, **extra_args: Any) -> None:
         """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
 
-        `withdraw`: also if it was deleted meanwhile, unless perhaps by an attempt of this call.
+        `withdraw`: also if it was deleted meanwhile, unless an earlier attempt may have done it.
         """
         etag = self.copy(event, self.bucket, name, **extra_args)
         try:

@@ -58,22 +58,24 @@ def folder_prefix(folder: str) -> str:
 
 def to_utc(when: When, error: type[ValueError] = ValueError) -> datetime:
     """The moment, in UTC; raises the error without a zone or outside the years 1 to 9999."""
-    fault = "has no time zone, so its moment is ambiguous"
     try:
         moment = isoparse(when) if isinstance(when, str) else when
         if isinstance(moment, timedelta):
             moment = datetime.now(timezone.utc) + moment
         if moment.utcoffset() is not None:
             return moment.astimezone(timezone.utc)
+        advice = (
+            "has no time zone, so its moment is ambiguous; pass an aware one, such as "
+            "datetime.now(timezone.utc) + timedelta(hours=1) or '2030-01-31T09:00:00+01:00'"
+        )
     except OverflowError:
-        fault = "is outside the years 1 to 9999 in UTC"
+        advice = "is outside the years 1 to 9999 in UTC; choose a moment within them"
     except (AttributeError, ValueError):
-        fault = "is not a moment"
-    raise error(
-        f"{when!r} {fault}; pass an aware datetime, such as datetime.now(timezone.utc) + "
-        "timedelta(hours=1), a timedelta from now, or an ISO 8601 string such as "
-        "'2030-01-31T09:00:00Z' or '2030-01-31T09:00:00+01:00'"
-    )
+        advice = (
+            "is not a moment; pass an aware datetime, a timedelta from now, or an ISO 8601 string "
+            "such as '2030-01-31T09:00:00Z'"
+        )
+    raise error(f"{when!r} {advice}")
 
 
 def format_due(moment: datetime) -> str:

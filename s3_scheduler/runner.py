@@ -50,7 +50,7 @@ def run_due(
 
     - `now`: aware; None: the clock.
     - `ahead`: also deliver what falls due within this time, each event at its moment. What is
-      scheduled meanwhile for within it may wait for the next run.
+      scheduled for that time during the run may wait for the next.
     - `time_limit`: no copy starts after it. What is in flight is finished; if it hangs, that takes
       as long as the client's timeouts. None: no limit. In a Lambda:
       `context.get_remaining_time_in_millis() / 1000 - 10`.
@@ -72,7 +72,7 @@ def run_due(
     error if the folder cannot be listed.
     """
     began = datetime.now(timezone.utc) if now is None else names.to_utc(now)
-    start = time.monotonic()  # after that, or events would go early by the time between
+    start = time.monotonic()  # read after the clock, or events would go early by what lies between
     tried_for = math.inf if retry_for is None else _seconds("retry_for", retry_for)
     expired = _bound(scheduler.folder.prefix, began, -tried_for)
     delivery = Delivery(scheduler.folder, expired, once, target_buckets, extra_args or {})
@@ -162,7 +162,7 @@ class Run:
         """Start all that may start; False if nothing is in flight then, and nothing falls due."""
         if self.stop and self.stop():
             self.time_limit = 0
-        self.backlog.ripen(lambda event: self._lateness(event) >= timedelta())
+        self.backlog.ripen(self._is_due)
         self._read()
         self._start_copies()
         self._delete()
@@ -172,6 +172,9 @@ class Run:
     def _in_time(self) -> bool:
         """Whether another copy may begin."""
         return self.elapsed() < self.time_limit
+
+    def _is_due(self, event: Event) -> bool:
+        return self._lateness(event) >= timedelta()
 
     def _lateness(self, event: Event) -> timedelta:
         """By how much the event is late by now; negative until it is due."""
@@ -206,7 +209,7 @@ class Run:
         i, n = self.shard
         mine = (event for event in page.events if names.shard_of(event.bucket, event.key, n) == i)
         invalid = tuple(name for name in page.invalid if name > self.backlog.position)
-        self.backlog.take_page(after, page.last, mine)
+        self.backlog.take_page(after, page.last, mine, self._is_due)
         for name in invalid[: MAX_INVALID_NAMES - len(self.report.invalid_names)]:
             logger.warning("%r is not the name of an event; it is left alone", name)
         self.report += Report(invalid=len(invalid), invalid_names=invalid)

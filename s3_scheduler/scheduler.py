@@ -74,8 +74,8 @@ class Scheduler:
           current position and never held in memory whole; boto3 may close it.
         - `replace`: True replaces the content of the same event (moment, bucket and key), so a call
           can safely be repeated, unless `when` is a timedelta: a new moment each time. False raises
-          `AlreadyScheduled`, atomically (if an answer was lost, perhaps about this very call); the
-          body goes in one PutObject, so 5 GiB at most, and a file must be seekable.
+          `AlreadyScheduled`, atomically (after a lost answer, maybe about this very call); the body
+          goes in one PutObject, so 5 GiB at most, and a file must be seekable.
         - `extra_args`: as boto3's `ExtraArgs`. Headers, `Metadata` and `Tagging` arrive at the
           target. ACL, storage class, encryption, Object Lock and website redirects do not survive
           an S3 copy, so give those to `run_due`.
@@ -174,7 +174,8 @@ class Scheduler:
                     raise
                 time.sleep(pauses.pop(0))
             except ClientError as error:
-                if not condition or error_code(error) not in CHANGED | UNSUPPORTED:
+                refused = condition and error_code(error) in CHANGED | UNSUPPORTED
+                if not refused or error.operation_name == "DeleteObject":
                     raise
                 # If nothing is there, Swift refuses the condition, or Zenko applies it to the
                 # source: do without it.

@@ -10,7 +10,7 @@ class Unconfirmed:
     """Gathers copied events into batches to delete; what S3 did not delete keeps its place."""
 
     def __init__(self) -> None:
-        self.copied: dict[Event, float] = {}  # since when
+        self.copied: dict[Event, float] = {}  # and when it was
         self._deleting = 0
         self._places = MAX_UNCONFIRMED
 
@@ -24,7 +24,7 @@ class Unconfirmed:
         self.copied[event] = now
 
     def is_ripe(self, now: float) -> bool:
-        """Half of the places are taken, so that as many are copied meanwhile, or one lingered."""
+        """Half of the places are taken (the others serve meanwhile), or an event has lingered."""
         lingered = now - min(self.copied.values(), default=now)
         return 2 * len(self.copied) >= self._places or lingered >= LINGER
 

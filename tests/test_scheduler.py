@@ -1210,6 +1210,19 @@ def test_retry_without_confirmation(s3, scheduler, answer):
     assert "DeleteObject" not in s3.count()
 
 
+@pytest.mark.parametrize("answer", [Error(412, "PreconditionFailed"), Error(501, "NotImplemented")])
+def test_moves_whose_delete_is_refused(s3, scheduler, answer):
+    """An event that cannot be deleted is copied once, and S3's answer is raised, not another."""
+    put_failed(s3)
+    s3.put("events", AT_NINE, b"body")
+    s3.fault = lambda request: answer if request.operation == "DeleteObject" else None
+    for move in (lambda: scheduler.reschedule(AT_NINE, TEN), lambda: scheduler.retry(FAILED)):
+        with pytest.raises(ClientError, match=answer.code):
+            move()
+        s3.delete("events", AT_NINE)
+    assert s3.count()["CopyObject"] == 2
+
+
 def test_retry_refused(s3, scheduler):
     """Any other answer of S3 passes through, and the event stays in `failed/`."""
     put_failed(s3)
