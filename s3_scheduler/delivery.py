@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import boto3
 from botocore.exceptions import ClientError
 
-from . import copies
+from . import copies, names
 from .answers import CHANGED, error_code, http_status, is_callers_fault, without_traceback
 from .errors import CopyRefused
 from .folder import Changed, Folder
@@ -106,6 +106,8 @@ class Delivery:
         if event.name >= self.expired or not is_callers_fault(error):
             return False
         name = self.folder.failed_name(event.name, error_code(error))
+        if len(name.encode()) > names.MAX_NAME:
+            return False
         owner = {k: v for k, v in self.extra_args.items() if k == "ExpectedSourceBucketOwner"}
         try:
             self.folder.move(event, name, **owner)

@@ -262,6 +262,7 @@ def test_no_room_for_failed(folder):
     report = folder.run()
     assert {f.event.name: f.quarantined for f in report.failures} == {fits: True, stays: False}
     assert folder.waiting == [stays, quarantined(fits)]
+    assert len(folder.requests("CopyObject")) == 3
 
 
 def test_failed_is_closed(folder):
