@@ -14,10 +14,7 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-_THROTTLED = (
-    "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|throughputexceeded"
-    "|(^|request|bandwidth)limitexceeded"
-)
+_BUSY = "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|(^|request|bandwidth)limitexceeded"
 
 # Codes of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -75,7 +72,7 @@ def _metadata(error: BaseException | None) -> Any:
 
 def is_throttling(error: Exception | None) -> bool:
     """True if S3 asked for fewer requests, and says nothing of this one."""
-    return http_status(error) in (429, 503) or bool(re.search(_THROTTLED, error_code(error)))
+    return http_status(error) in (429, 503) or bool(re.search(_BUSY, error_code(error)))
 
 
 def is_transient(error: Exception | None) -> bool:

@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from . import answers, copies, names
-from .answers import UnconfirmedAnswer, confirmed, error_code, was_retried, without_traceback
+from .answers import UnconfirmedAnswer, confirmed, error_code, without_traceback
 from .errors import InvalidEvent, SchedulerError
 from .names import Event
 
@@ -211,20 +211,22 @@ class Folder:
         send = partial(copies.copy, self.client, event, Bucket=bucket, Key=key, CopySource=source)
         return self._send(event, partial(send, **extra_args), CopySourceIfMatch=event.etag)
 
-    def move(self, event: Event, name: str, *, withdraw: bool = False, **extra_args: Any) -> None:
-        """Rename the event. Raises as `copy`; if it was replaced meanwhile, the copy is removed.
+    def move(self, event: Event, name: str, **extra_args: Any) -> tuple[Event, Gone | None]:
+        """Rename the event; returns it, and `Gone` if something else deleted the original.
 
-        `withdraw`: also if it was deleted meanwhile, unless an earlier attempt may have done it.
+        Raises as `copy`; if the event was replaced meanwhile, the copy is removed.
         """
         etag = self.copy(event, self.bucket, name, **extra_args)
+        copy = replace(event, name=name, etag=etag)
         try:
             self.delete(event)
-        except (Changed, Gone) as error:
-            # If it is gone, another moved it there, or an attempt whose answer was lost deleted it.
-            if isinstance(error, Changed) or (withdraw and not was_retried(error.__cause__)):
-                with suppress(Changed, Gone):
-                    self.delete(replace(event, name=name, etag=etag))
-                raise
+        except Gone as gone:
+            return copy, gone
+        except Changed:
+            with suppress(Changed, Gone):
+                self.delete(copy)
+            raise
+        return copy, None
 
     def delete(self, event: Event) -> None:
         """Delete the event; raises `Gone` or `Changed` if it is not what it was."""

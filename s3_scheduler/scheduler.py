@@ -14,7 +14,7 @@ from s3transfer.compat import seekable
 from s3transfer.utils import ReadFileChunk
 
 from . import names
-from .answers import CHANGED, UNSUPPORTED, error_code
+from .answers import CHANGED, UNSUPPORTED, error_code, was_retried
 from .errors import AlreadyScheduled, InvalidEvent, NotScheduled
 from .folder import CONFLICT_AFTER, Changed, Folder, Gone
 from .names import Event, When
@@ -43,13 +43,9 @@ class Scheduler:
             raise ValueError(f"the bucket {bucket!r} is empty; pass the name of one of yours")
         uri = bucket if "://" in bucket else folder
         if "://" in uri:
-            raise ValueError(
-                f"{uri!r} is a URI; pass bucket and folder apart: Scheduler('my-bucket', 'later')"
-            )
+            raise ValueError(f"{uri!r} is a URI; pass names, as in Scheduler('my-bucket', 'later')")
         if bucket.endswith(("--x-s3", "--xa-s3")):
-            raise ValueError(
-                f"{bucket!r} is a directory bucket, listed in no order; use a general purpose one"
-            )
+            raise ValueError(f"{bucket!r} is a directory bucket; use a general purpose bucket")
         self.folder = Folder(bucket, folder, client)
 
     def __repr__(self) -> str:
@@ -146,15 +142,24 @@ class Scheduler:
         if name.startswith(self.folder.failed_prefix):
             raise NotScheduled(name)
         moment = names.to_utc(when, InvalidEvent)
-        if moment != due:
-            new_name = names.build(self.folder.prefix, moment, bucket, key)
-            return self._move(name, new_name, replace=True)
-        if not self.folder.look(name):
+        if moment == due:
+            if self.folder.look(name):
+                return name
             raise NotScheduled(name)
-        return name
+        new_name = names.build(self.folder.prefix, moment, bucket, key)
+        copy, gone = self._move(name, new_name, replace=True)
+        # If another call moved it there, or an attempt of this one deleted it, the copy is needed.
+        if gone and not was_retried(gone.__cause__):
+            with suppress(Changed, Gone):
+                self.folder.delete(copy)
+            raise NotScheduled(name) from gone
+        return new_name
 
-    def _move(self, name: str, new_name: str, *, replace: bool) -> str:
-        """Rename the event; start again when what is under either name is changed meanwhile."""
+    def _move(self, name: str, new_name: str, *, replace: bool) -> tuple[Event, Gone | None]:
+        """Rename the event; start again when what is under either name is changed meanwhile.
+
+        Returns the copy, and `Gone` if the event was deleted meanwhile and the new name was free.
+        """
         pauses, create = list(CONFLICT_AFTER), self.folder.can_create
         while event := self.folder.look(name):
             there = self.folder.look(new_name)
@@ -166,7 +171,7 @@ class Scheduler:
                 # withdraws its copy should the event disappear: let it finish.
                 if there and there.etag == event.etag and pauses:
                     raise Changed(there)
-                self.folder.move(event, new_name, withdraw=bool(condition) and replace, **condition)
+                copy, gone = self.folder.move(event, new_name, **condition)
             except Gone:
                 break
             except Changed:
@@ -177,11 +182,10 @@ class Scheduler:
                 refused = condition and error_code(error) in CHANGED | UNSUPPORTED
                 if not refused or error.operation_name == "DeleteObject":
                     raise
-                # If nothing is there, Swift refuses the condition, or Zenko applies it to the
-                # source: do without it.
+                # Nothing is there: Swift refuses the condition, or Zenko applies it to the source.
                 create = self.folder.look(new_name) is not None
             else:
-                return new_name
+                return copy, gone if condition else None
         raise NotScheduled(name)
 
     def pending(self, *, after: When | None = None, before: When | None = None) -> Iterator[Event]:
@@ -213,7 +217,9 @@ class Scheduler:
         the same event is waiting again, and `InvalidEvent` as `cancel` does.
         """
         self.folder.parse(name)
-        return self._move(name, self.folder.original_name(name), replace=False)
+        new_name = self.folder.original_name(name)
+        self._move(name, new_name, replace=False)
+        return new_name
 
 
 def _readable(body: Any, *, whole: bool) -> Any:

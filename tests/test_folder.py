@@ -406,15 +406,6 @@ def test_move_of_what_goes_meanwhile(s3, later):
     assert contents(s3) == {FAILED: b"body"}
 
 
-def test_move_with_withdrawal_of_what_goes_meanwhile(s3, later):
-    """The copy is removed, for what is cancelled is to be under no name."""
-    event = put(s3, NINE)
-    meanwhile(s3, "DeleteObject", lambda: s3.delete("events", NINE))
-    with pytest.raises(Gone):
-        later.move(event, FAILED, withdraw=True)
-    assert contents(s3) == {}
-
-
 # --- Deleting one ---------------------------------------------------------------------------------
 
 

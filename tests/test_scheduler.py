@@ -112,7 +112,7 @@ def test_folder_spellings(s3, folder):
         (("events--use1-az4--x-s3", "later"), "'events--use1-az4--x-s3' is a directory bucket"),
         (("ap-abc--use1-az4--xa-s3", "later"), "'ap-abc--use1-az4--xa-s3' is a directory bucket"),
         (("s3://events", "later"), r"'s3://events' is a URI; pass .*Scheduler\('my-bucket', "),
-        (("events", "s3://events/later"), "'s3://events/later' is a URI; pass bucket and folder"),
+        (("events", "s3://events/later"), "'s3://events/later' is a URI; pass names, as in"),
     ],
 )
 def test_no_scheduler(arguments, advice):
