@@ -14,7 +14,9 @@ CHANGED = {"PreconditionFailed", "412"}
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 UNSUPPORTED = {"NotImplemented", "501"}
 
-_BUSY = "(?i)throttl|slowdown|serviceunavailable|toomanyrequests|(^|request|bandwidth)limitexceeded"
+_THROTTLED = re.compile(
+    "(?i)throttl|throughput|slowdown|unavailable|toomanyrequests|(^|request|bandwidth)limitexceeded"
+)
 
 # Codes of 4xx that say nothing of the event: the runner's credentials or clock, or the network.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -72,7 +74,7 @@ def _metadata(error: BaseException | None) -> Any:
 
 def is_throttling(error: Exception | None) -> bool:
     """True if S3 asked for fewer requests, and says nothing of this one."""
-    return http_status(error) in (429, 503) or bool(re.search(_BUSY, error_code(error)))
+    return http_status(error) in (429, 503) or bool(_THROTTLED.search(error_code(error)))
 
 
 def is_transient(error: Exception | None) -> bool:

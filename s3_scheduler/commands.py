@@ -157,7 +157,7 @@ def _check(scheduler: Scheduler, options: Namespace) -> int:
         try:
             checking.run(options.roles, options.target_buckets or [])
         finally:
-            _at_signals(lambda *_: None)  # nothing may disturb the cleaning up
+            _at_signals(lambda *_: codes.append(130))  # nothing may disturb the cleaning up
     return max(codes)
 
 

@@ -483,10 +483,7 @@ def handlers():
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("at", range(1, 46 + 3 * can_create, 3))
 def test_an_interrupted_check(s3, capsys, at):
-    """Ctrl-C or SIGTERM at any moment: silence, and nothing is left behind; exit code 130.
-
-    Unless all is tried already: then they change nothing.
-    """
+    """Ctrl-C or SIGTERM at any moment: silence, exit code 130, and nothing is left behind."""
     requests = count(1)
 
     def interrupt(request):
@@ -497,8 +494,8 @@ def test_an_interrupted_check(s3, capsys, at):
                 os.kill(os.getpid(), signum)
 
     s3.before = interrupt
-    code, out, err = run(capsys, s3, "--target-bucket", "shop-emails")
-    assert (code, err) == (0 if NO_VERSIONS in out else 130, "")
+    code, _, err = run(capsys, s3, "--target-bucket", "shop-emails")
+    assert (code, err) == (130, "")
     assert not left_in(s3)
     assert not s3.uploads
 

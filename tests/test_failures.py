@@ -120,6 +120,7 @@ STAY = [
     (400, "InvalidToken"),
     (400, "KMS.ThrottlingException"),
     (400, "LimitExceededException"),
+    (400, "ProvisionedThroughputExceededException"),
     (400, "RequestLimitExceeded"),
     (400, "RequestTimeout"),
     (400, "RequestThrottled"),
