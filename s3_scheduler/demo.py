@@ -59,11 +59,14 @@ def main() -> int:
     client.create_bucket(Bucket="my-bucket")
     client.create_bucket(Bucket="inbox")
     names = {"client": client}
-    for code in re.split(r"\n(?! )", _STORY.format(url=url, python=sys.executable)):
-        if code.startswith("#"):
-            time.sleep(1)
-            print(f"\n{code[2:]}\n")
-        else:
-            print(">>> " + code.replace("\n", "\n... "))
-            exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - as Python's prompt does
+    try:
+        for code in re.split(r"\n(?! )", _STORY.format(url=url, python=sys.executable)):
+            if code.startswith("#"):
+                time.sleep(1)
+                print(f"\n{code[2:]}\n")
+            else:
+                print(">>> " + code.replace("\n", "\n... "))
+                exec(compile(code + "\n", "demo", "single"), names)  # noqa: S102 - a prompt, too
+    finally:
+        server.stop()  # or it would meet a last request while Python ends, and complain
     return 0

@@ -7,12 +7,9 @@ MAX_REFUSALS = 100  # the same for one which has: some keys may be denied, and o
 MAX_UNANSWERED = 100  # copies to one bucket that S3 never answered: they may be delivered twice
 PROMPT = 0.25  # seconds within which a bucket answers that is worth waiting for before reading on
 
-# How a bucket stands with a run; the least goes first.
-QUICK = 0
-NEW = 1
-SLOW = 2  # or it fails
-REFUSING = 3  # shut, but for what is quarantined when S3 refuses it
-SHUT = 4
+# How a bucket stands with a run; the least goes first. SLOW: or it fails; REFUSING: shut, but for
+# what is quarantined when S3 refuses it.
+QUICK, NEW, SLOW, REFUSING, SHUT = range(5)
 
 
 @dataclass(slots=True)
